@@ -1,0 +1,35 @@
+"""What the command lines share: errors of one line, help that keeps its paragraphs, progress bars."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the program with one line on stderr and exit status 2: what is wrong, and what to do."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors, and help texts that stand as they are written."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(formatter_class=_Help, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message} (--help lists all flags)")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    pass
+
+
+def progress(steps: Iterable, **kwargs: Any) -> tqdm:
+    """A tqdm bar; where nobody watches (a log file, CI) a line only every ten seconds."""
+    return tqdm(steps, mininterval=0.2 if sys.stderr.isatty() else 10, dynamic_ncols=True, **kwargs)

@@ -1,0 +1,397 @@
+"""DaGRPO and its neighbours: tensors in, tensors out. This file needs torch alone and can be copied as it is.
+
+Implements, of the DaGRPO paper (arXiv 2512.06337):
+    Eq. 1, 12    group_advantages      how much better a response is than its group
+    Eq. 8, 9     rectification_mask    drop responses that are not clearly better, or worse, than the other side
+    Eq. 2, 10-13 policy_loss           one loss for every recipe of METHODS
+and, of the papers named in METHODS, what each recipe does otherwise. A recipe is data: to make a variant, add a line
+to METHODS. Where the papers are silent, or we depart from them:
+  1. Eq. 10/13 divide by |o|, Section 6 says "no length normalisation". The recipe says which: `divisor`.
+  2. A whole group of equal rewards gets A = 0 exactly, not a rounding error over a tiny standard deviation.
+  3. The KL term (0 unless asked for) covers rollouts only: its estimator is an expectation over the policy's own
+     samples, and an anchor is not one.
+  4. LUFFY's entropy bonus goes through the recipe's divisor like every other token term.
+  5. GTPO's entropies are the sampling policy's, and they carry no gradient: they shape the advantage.
+
+Letters: B prompts, G responses per prompt, N = B*G rows, T completion tokens. Row n belongs to group n // G.
+
+    python dagrpo.py    one group of eight under every recipe: advantages, what is kept and why, the push on each token
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+INF = float("inf")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method as a list of independent choices. The defaults are Dr. GRPO's."""
+
+    paper: str
+    baseline: Literal["mean", "leave_one_out"] = "mean"  # what a reward is compared with
+    scale: Literal["none", "group"] = "none"  # what the difference is divided by
+    ratio: Literal["token", "sequence", "detached", "one"] = "token"  # importance ratio of a rollout's tokens
+    clip: tuple[float, float] = (1 - 0.2, 1 + 0.2)  # smallest and largest ratio that still gets a gradient
+    divisor: Literal["constant", "sequence", "tokens"] = "constant"  # how token terms become one number
+    rectify: bool = False  # DaGRPO's mechanism 1, Eq. 8-9
+    anchors: bool = False  # DaGRPO's mechanism 2, Eq. 11: a demonstration takes one place of the group
+    anchor_ratio: Literal["one", "shaped"] = "one"  # Eq. 13 writes none; LUFFY: p / (p + 0.1)
+    entropy_bonus: float = 0.0  # added to the objective, with gradient
+    entropy_penalty: float = 0.0  # taken off the advantage, without
+    entropy_limit: float = INF  # rows whose mean entropy is above it are left out
+    conflict_tokens: bool = False  # GTPO: shared tokens count double in positives, not at all in negatives
+    resample_rounds: int = 0  # DAPO: a group of equal rewards is sampled again, at most so often
+
+
+METHODS = {
+    "grpo": Recipe("arXiv 2402.03300", scale="group", divisor="sequence"),
+    "dr_grpo": Recipe("arXiv 2503.20783"),
+    "dapo": Recipe("arXiv 2503.14476", scale="group", clip=(1 - 0.2, 1 + 0.28), divisor="tokens", resample_rounds=3),
+    "gspo": Recipe("arXiv 2507.18071", scale="group", ratio="sequence", clip=(1 - 3e-4, 1 + 4e-4), divisor="sequence"),
+    "cispo": Recipe("arXiv 2506.13585", scale="group", ratio="detached", clip=(0.0, 5.0), divisor="tokens"),
+    "rloo": Recipe("arXiv 2402.14740", baseline="leave_one_out", ratio="one", clip=(0.0, INF)),
+    "gtpo": Recipe(
+        "arXiv 2508.03772",
+        clip=(0.0, INF),
+        divisor="sequence",
+        conflict_tokens=True,
+        entropy_penalty=0.1,
+        entropy_limit=math.log(2),
+    ),
+    "luffy": Recipe("arXiv 2504.14945", clip=(0.0, INF), anchors=True, anchor_ratio="shaped", entropy_bonus=0.001),
+    "dagrpo_on": Recipe("arXiv 2512.06337, without anchors", rectify=True),
+    "dagrpo": Recipe("arXiv 2512.06337", rectify=True, anchors=True),
+}
+
+
+@dataclass(frozen=True)
+class Update:
+    """All that the loss reads about the N rows of one optimiser update, apart from the log-probs being trained.
+
+    It is built once for the whole update, divisor included, and then cut into micro-batches by `rows`: this is why
+    the loss cannot depend on the micro-batch.
+    """
+
+    advantages: Tensor  # (N,)    A, Eq. 1/12
+    keep: Tensor  # (N,)    bool, Eq. 8-9 (all True for recipes without a sequence mask)
+    mask: Tensor  # (N, T)  bool, True on completion tokens up to and including the first end token
+    weight: Tensor  # (N, T)  1 / divisor, times GTPO's token weight
+    logp_old: Tensor  # (N, T)  log-probs under the policy that sampled; not read on anchors' rows
+    is_anchor: Tensor  # (N,)    bool
+    logp_ref: Tensor | None = None  # (N, T)  log-probs under the reference, if there is a KL term
+
+    def rows(self, index: Tensor) -> Update:
+        """The same update's rows `index`, nothing recomputed."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Update(**{name: None if x is None else x[index] for name, x in parts.items()})
+
+
+# ---------------------------------------------------------------------------------------- advantages and masks
+
+
+def group_advantages(rewards: Tensor, scale: str = "none", baseline: str = "mean") -> Tensor:
+    """Eq. 1 and 12: advantages (B, G) of rewards (B, G); the group holds its anchors, if it has any.
+
+    `scale="group"` divides by the unbiased std plus 1e-4. `baseline="leave_one_out"` compares with the mean of the
+    others (RLOO). Groups of equal rewards get exact zeros. Raises ValueError for G < 2 or an unknown choice.
+
+    >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    tensor([[ 0.7500, -0.2500, -0.2500, -0.2500]])
+    """
+    if rewards.dim() != 2 or rewards.shape[1] < 2:
+        raise ValueError(f"rewards must be (B, G) with G >= 2, not {tuple(rewards.shape)}")
+    if scale not in ("none", "group") or baseline not in ("mean", "leave_one_out"):
+        raise ValueError(f"unknown scale {scale!r} or baseline {baseline!r}")
+    groups = rewards.shape[1]
+    advantages = rewards - rewards.mean(dim=1, keepdim=True)  # (B, G)
+    if baseline == "leave_one_out":
+        advantages = advantages * groups / (groups - 1)  # R - mean of the others = (R - mean) * G / (G - 1)
+    if scale == "group":
+        advantages = advantages / (rewards.std(dim=1, keepdim=True) + 1e-4)
+    no_signal = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)  # (B, 1)
+    return advantages.masked_fill(no_signal, 0.0)
+
+
+def rectification_mask(advantages: Tensor, scores: Tensor, delta: float = 3.0) -> Tensor:
+    """Eq. 8-9: which responses are distinct enough to learn from, bool (B, G), True = keep.
+
+    A positive (A > 0) stays if its score S is at least `delta` above the best negative's, a negative (A < 0) if its
+    score is at least `delta` below the worst positive's. A = 0 is on neither side and is never kept. Against an empty
+    side everything is distinct (a maximum over nothing is minus infinity). A NaN score (not to be had) on a response
+    with A != 0 masks its whole group; on one with A = 0 it is not read. Raises ValueError for delta < 0.
+
+    >>> A, S = torch.tensor([[0.5, 0.5, -0.5, -0.5]]), torch.tensor([[10.0, 4.5, 5.5, 1.0]])
+    >>> rectification_mask(A, S, delta=3.0)
+    tensor([[ True, False, False,  True]])
+    """
+    if delta < 0 or math.isnan(delta):
+        raise ValueError(f"delta must be >= 0, not {delta}")
+    if advantages.shape != scores.shape or advantages.dim() != 2:
+        raise ValueError(f"advantages {tuple(advantages.shape)} and scores {tuple(scores.shape)} must both be (B, G)")
+    positive, negative = advantages > 0, advantages < 0  # (B, G)  G+ and G-
+    best_negative = scores.masked_fill(~negative, -INF).amax(dim=1, keepdim=True)  # (B, 1)
+    worst_positive = scores.masked_fill(~positive, INF).amin(dim=1, keepdim=True)  # (B, 1)
+    keep = (positive & (scores - best_negative >= delta)) | (negative & (worst_positive - scores >= delta))
+    unscored = ((positive | negative) & scores.isnan()).any(dim=1, keepdim=True)  # (B, 1)
+    return keep & ~unscored
+
+
+def conflict_weights(advantages: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """GTPO's token weights (N, T) from advantages (B, G), tokens (N, T) and their mask (N, T).
+
+    A token is in conflict if the same token stands at the same position of a positive and of a negative response of
+    its group, and so do all tokens before it (positions counted from the start) or all after it (counted from the
+    end). It weighs 2 in positives and 0 in negatives; every other token weighs 1.
+    """
+    shape = (*advantages.shape, tokens.shape[1])
+    tokens, mask = tokens.view(shape), mask.view(shape)  # (B, G, T)
+    length = mask.sum(dim=2, keepdim=True)  # (B, G, 1)
+    mirror = (length - 1 - torch.arange(shape[2], device=tokens.device)) % shape[2]  # (B, G, T) its own inverse
+    from_start = _shared_run(advantages, tokens, mask)
+    from_end = _shared_run(advantages, tokens.gather(2, mirror), mask).gather(2, mirror)
+    conflict = from_start | from_end  # (B, G, T)
+    weights = torch.ones(shape, device=tokens.device)
+    weights[conflict & (advantages > 0)[:, :, None]] = 2.0
+    weights[conflict & (advantages < 0)[:, :, None]] = 0.0
+    return weights.flatten(0, 1)
+
+
+def _shared_run(advantages: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """The unbroken run from position 0 of tokens that a positive and a negative row share there, bool (B, G, T)."""
+    same = (tokens[:, :, None] == tokens[:, None]) & mask[:, :, None] & mask[:, None]  # (B, G, G, T) row, other, token
+    in_positive = (same & (advantages > 0)[:, None, :, None]).any(dim=2)  # (B, G, T)
+    in_negative = (same & (advantages < 0)[:, None, :, None]).any(dim=2)
+    return (in_positive & in_negative).cumprod(dim=2).bool()
+
+
+# ---------------------------------------------------------------------------------------- the loss
+
+
+def divisor_weights(mask: Tensor, divisor: str, max_new_tokens: int) -> Tensor:
+    """What each token term is multiplied by, (N, T), from the mask (N, T) of all rows of one update.
+
+    constant: 1 / (N * max_new_tokens), Dr. GRPO. sequence: the token mean of each row, then the mean over rows, Eq. 2.
+    tokens: 1 / all completion tokens of the update, DAPO. Masked and no-signal rows count in N: Eq. 10's 1/G stays.
+    """
+    if divisor == "constant":
+        return mask / (len(mask) * max_new_tokens)
+    if divisor == "sequence":
+        return mask / (len(mask) * mask.sum(dim=1, keepdim=True).clamp(min=1))
+    if divisor == "tokens":
+        return mask / mask.sum().clamp(min=1)
+    raise ValueError(f"unknown divisor {divisor!r}")
+
+
+def build_update(
+    recipe: Recipe,
+    advantages: Tensor,  # (B, G)
+    keep: Tensor,  # (B, G) bool
+    tokens: Tensor,  # (N, T)
+    mask: Tensor,  # (N, T) bool
+    logp_old: Tensor,  # (N, T)
+    entropy_old: Tensor,  # (N, T) of the sampling policy; read by GTPO alone
+    is_anchor: Tensor,  # (N,) bool
+    max_new_tokens: int,
+    start_entropy: float = INF,  # mean entropy of the starting policy; read by GTPO alone
+    logp_ref: Tensor | None = None,  # (N, T)
+) -> Update:
+    """Everything about one optimiser update that does not change while its micro-batches run."""
+    weight = divisor_weights(mask, recipe.divisor, max_new_tokens)  # (N, T)
+    if recipe.conflict_tokens:
+        weight = weight * conflict_weights(advantages, tokens, mask)
+    advantages, keep = advantages.flatten(), keep.flatten()  # (N,)
+    if recipe.entropy_penalty or recipe.entropy_limit < INF:
+        row_entropy = (entropy_old * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)  # (N,)
+        advantages = advantages - recipe.entropy_penalty * row_entropy
+        if start_entropy < recipe.entropy_limit:  # a policy that starts above the limit would lose every row
+            keep = keep & (row_entropy <= recipe.entropy_limit)
+    return Update(advantages, keep, mask, weight, logp_old, is_anchor, logp_ref)
+
+
+def surrogate(logp: Tensor, update: Update, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Ratio times advantage, clipped as the recipe says: (N, T), and which tokens the clip deprives, bool (N, T).
+
+    `logp` (N, T) are the log-probs being trained. At ratio 1 the gradient of each term is A * grad log pi (Eq. 4).
+    """
+    advantage = update.advantages[:, None]  # (N, 1)
+    # pads and anchors have no sampling log-prob: a ratio of 1 keeps what stands there (NaN, say) out
+    sampled = update.mask & ~update.is_anchor[:, None]  # (N, T)
+    log_ratio = torch.where(sampled, logp - update.logp_old, 0.0)  # (N, T)
+    unit = (logp - logp.detach()).exp()  # its value is 1, its gradient that of log pi
+    low, high = recipe.clip
+    if recipe.ratio == "one":
+        ratio = unit
+    elif recipe.ratio == "sequence":  # GSPO: the geometric mean of the row's ratios
+        ratio = (log_ratio.sum(dim=1, keepdim=True) / update.mask.sum(dim=1, keepdim=True).clamp(min=1)).exp()  # (N, 1)
+    else:
+        ratio = log_ratio.exp()
+    if recipe.ratio == "detached":  # CISPO: the ratio is a bounded weight, and no token loses its gradient
+        objective = ratio.detach().clamp(low, high) * advantage * logp
+        clipped = ratio > high
+    else:  # Eq. 2. min, for both signs of A: it never rewards going past the clip, and always punishes coming from it
+        objective = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
+        clipped = ((advantage > 0) & (ratio > high)) | ((advantage < 0) & (ratio < low))
+    if recipe.anchors:
+        probability = logp.exp()
+        shaped = probability / (probability + 0.1)  # LUFFY: unlikely tokens are pushed hardest
+        anchor_ratio = shaped if recipe.anchor_ratio == "shaped" else unit  # Eq. 13 writes no ratio: 1
+        objective = torch.where(update.is_anchor[:, None], anchor_ratio * advantage, objective)
+    return objective.expand_as(logp), clipped.expand_as(logp) & sampled & update.keep[:, None]
+
+
+def policy_loss(
+    logp: Tensor, update: Update, recipe: Recipe, entropy: Tensor | None = None, kl_beta: float = 0.0
+) -> Tensor:
+    """Eq. 13 and its neighbours: the loss () of these rows; over the rows of an update, micro-batch losses add up.
+
+    `logp` (N, T): log-probs of the completion tokens, with gradient. `entropy` (N, T), with gradient, is read only if
+    the recipe has an entropy bonus. Do not watch the value: with one update per batch all ratios are 1, advantages
+    are centred, and the loss is about 0 while its gradient is not. Watch the reward.
+    """
+    objective, _ = surrogate(logp, update, recipe)  # (N, T)
+    objective = torch.where(update.keep[:, None], objective, 0.0)  # Eq. 10: the mask; N in the divisor stays
+    if recipe.entropy_bonus:
+        objective = objective + recipe.entropy_bonus * entropy
+    if kl_beta:
+        objective = objective - kl_beta * torch.where(update.is_anchor[:, None], 0.0, kl_k3(logp, update.logp_ref))
+    return -torch.where(update.mask, objective * update.weight, 0.0).sum()
+
+
+def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
+    """The k3 estimate of KL(pi || pi_ref) per token, (N, T): >= 0, and unbiased on the policy's own samples."""
+    log_ratio = logp_ref - logp
+    return log_ratio.exp() - log_ratio - 1
+
+
+def signal_rows(update: Update, recipe: Recipe, kl_beta: float = 0.0) -> Tensor:
+    """Which rows can have a gradient at all, bool (N,): the others need no forward pass, and no gradient changes."""
+    signal = update.keep & (update.advantages != 0)
+    if recipe.entropy_bonus:
+        signal = torch.ones_like(signal)
+    return signal | ~update.is_anchor if kl_beta else signal
+
+
+def reasons(advantages: Tensor, scores: Tensor, delta: float = 3.0) -> list[list[str]]:
+    """In words, what rectification_mask decides about each response: B lists of G short texts."""
+    keep = rectification_mask(advantages, scores, delta)
+    return [
+        [_reason(a, s, i, keep, delta) for i in range(len(a))]
+        for a, s, keep in zip(advantages, scores, keep, strict=True)
+    ]
+
+
+def _reason(advantages: Tensor, scores: Tensor, i: int, keep: Tensor, delta: float) -> str:
+    """Response i of one group, given its A, S and mask, each (G,)."""
+    mine = advantages[i].sign()
+    if mine == 0:
+        return "no signal: A = 0"
+    if scores[advantages != 0].isnan().any():
+        return "masked: a score of its group is missing"
+    others = scores[advantages.sign() == -mine]
+    if not len(others):
+        return "kept: nothing on the other side"
+    gap = scores[i] - others.max() if mine > 0 else others.min() - scores[i]
+    against = (
+        f"S {scores[i]:g} against the best negative's {others.max():g}"
+        if mine > 0
+        else (f"S {scores[i]:g} against the worst positive's {others.min():g}")
+    )
+    return f"{'kept' if keep[i] else 'masked'}: {against}, gap {gap:g} {'>=' if keep[i] else '<'} {delta:g}"
+
+
+# ---------------------------------------------------------------------------------------- a page to teach from
+
+# One prompt, 37+48-26=, whose answer is 59. R: is it right. S as scoring.py gives it: 1 + 9 * (0.4 right + 0.3 valid
+# steps + 0.3 complete steps). The last row is the demonstration: where the recipe has anchors, nobody sampled it.
+EXAMPLE = (
+    (1.0, 10.0, "37+48=85;85-26=59;#59"),
+    (1.0, 4.5, "#59"),
+    (1.0, 7.5, "37+48=75;85-26=59;#59"),
+    (0.0, 3.5, "37+48=85;85-26=69;#69"),
+    (0.0, 2.5, "37+48=75;75-26=49;#49"),
+    (0.0, 1.0, "#69"),
+    (0.0, 1.0, "#58"),
+    (1.0, 10.0, "37+48=85;85-26=59;#59"),
+)
+
+
+def example_pushes(recipe: Recipe, delta: float = 3.0, max_new_tokens: int = 24) -> tuple[Tensor, Tensor, Tensor]:
+    """EXAMPLE under a recipe: A (G,), keep (G,) and the push on each token, -dloss/dlogp, (G, T).
+
+    It is the second of two updates on one batch: on every third token the ratio is 0.75, on every third 1.35, so that
+    one can see what a clip does.
+    """
+    rewards = torch.tensor([[r for r, _, _ in EXAMPLE]])  # (1, G)
+    scores = torch.tensor([[s for _, s, _ in EXAMPLE]])  # (1, G)
+    lengths = torch.tensor([len(text) + 1 for _, _, text in EXAMPLE])  # (N,) with the end token
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (N, T)
+    tokens = torch.tensor([[ord(c) for c in text.ljust(mask.shape[1], "$")] for _, _, text in EXAMPLE])  # (N, T)
+    drift = torch.tensor([1.0, 0.75, 1.35]).log()[torch.arange(mask.shape[1]) % 3]  # (T,)
+    logp = torch.full(mask.shape, -0.3, requires_grad=True)  # (N, T)
+    advantages = group_advantages(rewards, recipe.scale, recipe.baseline)
+    keep = torch.ones_like(rewards, dtype=torch.bool)
+    if recipe.rectify:
+        keep = rectification_mask(advantages, scores, delta)
+    update = build_update(
+        recipe,
+        advantages,
+        keep,
+        tokens,
+        mask,
+        logp_old=logp.detach() - drift,
+        entropy_old=torch.full(mask.shape, 0.5),
+        is_anchor=torch.arange(len(EXAMPLE)) == (len(EXAMPLE) - 1 if recipe.anchors else -1),
+        max_new_tokens=max_new_tokens,
+    )
+    policy_loss(logp, update, recipe, entropy=torch.zeros(mask.shape)).backward()
+    return update.advantages, update.keep, -logp.grad
+
+
+def main() -> None:
+    """Prints the page: EXAMPLE under every recipe."""
+    texts = [text for _, _, text in EXAMPLE]
+    pushes = {name: example_pushes(recipe) for name, recipe in METHODS.items()}
+    print("One group of eight. Question 37+48-26=, answer 59. R: the verifier's reward. S: the fine-grained score.\n")
+    for i, (reward, score, text) in enumerate(EXAMPLE):
+        print(f"  {i}  R {reward:.0f}  S {score:4.1f}  {text:23s}{'(the demonstration)' if i == 7 else ''}")
+
+    print("\n1. Advantage A of each response (Eq. 1, 12). [ ]: masked, the response is not learned from\n")
+    print("     " + "".join(f"{name:>10s}" for name in METHODS))
+    for i in range(len(EXAMPLE)):
+        cells = (f"{a[i]:+.3f}" if keep[i] else f"[{a[i]:+.3f}]" for a, keep, _ in pushes.values())
+        print(f"  {i}  " + "".join(f"{cell:>10s}" for cell in cells))
+
+    print("\n2. Why DaGRPO keeps or masks (Eq. 8-9, delta = 3)\n")
+    advantages, _, _ = pushes["dagrpo"]
+    for i, why in enumerate(reasons(advantages[None], torch.tensor([[s for _, s, _ in EXAMPLE]]))[0]):
+        print(f"  {i}  {why}")
+
+    print("\n3. Push on each response: the sum of its tokens' -dloss/dlogp, in thousandths (Eq. 10, 13)\n")
+    print("     " + "".join(f"{name:>10s}" for name in METHODS))
+    for i in range(len(EXAMPLE)):
+        print(f"  {i}  " + "".join(f"{1000 * push[i].sum():+10.1f}" for _, _, push in pushes.values()))
+
+    print(
+        "\n4. Push on each token of responses 0 and 3, which share most of their text, in thousandths. The net push on"
+    )
+    print(
+        "   the shared ones is what Eq. 6 is about: with opposite signs it cancels. Ratios are 1, 0.75, 1.35 in turn."
+    )
+    for name, (_, _, push) in pushes.items():
+        print(f"\n  {name}: {METHODS[name].paper}")
+        print("       " + "".join(f"{c:>6s}" for c in texts[0] + "$"))
+        for i in (0, 3):
+            print(f"    {i}  " + "".join(f"{1000 * p:+6.1f}" if p else "     ." for p in push[i].tolist()))
+        shared = next(t for t in range(len(texts[0])) if texts[0][t] != texts[3][t])
+        print("  net  " + "".join(f"{1000 * p + 0.0:+6.1f}" for p in (push[0] + push[3])[:shared].tolist()))
+
+
+if __name__ == "__main__":
+    main()

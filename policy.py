@@ -1,0 +1,246 @@
+"""The model and its tokenizer, and the one place where device and dtype are chosen.
+
+Any causal language model of transformers can be the policy. The built-in one is a decoder of about 0.7 M parameters (an
+ordinary LlamaForCausalLM, so that nothing downstream knows the difference) over characters. Nobody pre-trained it, so
+the run does: `warm_start` teaches it by SFT on a mixture of worked and bare answers, stops while it is still often
+wrong, and keeps the result in a cache folder. That is the "warm start": where every method begins. The baseline
+`sft` of train.py is something else, SFT on the demonstrations that goes on from there.
+
+The paper starts from Qwen2.5-Math-7B; no part of the method depends on which model it is.
+
+    python policy.py    builds the warm start, or finds it in the cache, and shows what it answers
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+import tasks
+from cli import progress
+
+CACHE = Path(__file__).resolve().parent / "runs" / "warm_start"
+CHARACTERS = "0123456789+-=;#"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The model that is trained, with its tokenizer. `pad_id` may equal `eos_id`: masks come from lengths, not ids."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def eos_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def pad_id(self) -> int:
+        return self.eos_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def encode_prompt(self, question: str) -> list[int]:
+        """The prompt's token ids: the chat template where the tokenizer has one, else the question as it stands."""
+        if self.tokenizer.chat_template:
+            chat = [{"role": "user", "content": question}]
+            return self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        return self.tokenizer.encode(question, add_special_tokens=False)
+
+    def encode_response(self, text: str) -> list[int]:
+        """A whole response's token ids, with the end token: stopping has to be trained too."""
+        return [*self.tokenizer.encode(text, add_special_tokens=False), self.eos_id]
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What decides the warm start's weights; its hash names the cache folder."""
+
+    steps: int = 600
+    batch: int = 64
+    lr: float = 1e-3
+    seed: int = 0
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    mlp: int = 288
+    ood_share: float = 0.08  # of the chains: seen a little
+    direct_share: float = 0.3  # of the answers, the rest is worked: length is the policy's choice
+    level_weights: tuple[float, ...] = (3, 3, 2, 1, 0.5)  # easy levels more often, so that hard ones stay hard
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A fast tokenizer over characters: what is not one of CHARACTERS becomes <unk>."""
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *CHARACTERS])}
+    characters = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    characters.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    characters.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=characters,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(settings: WarmStart, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The untrained built-in decoder; its initial weights follow `settings.seed`."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.width,
+        intermediate_size=settings.mlp,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(settings.seed)
+    return LlamaForCausalLM(config)
+
+
+def demonstration_loss(policy: Policy, pairs: list[tuple[str, str]]) -> torch.Tensor:
+    """SFT's loss: the mean negative log-likelihood of the responses' tokens, end tokens included, prompts excluded.
+
+    `pairs` are (question, response). Right padding is enough here: nothing is generated from this batch.
+    """
+    rows, labels = [], []
+    for question, response in pairs:
+        prompt, completion = policy.encode_prompt(question), policy.encode_response(response)
+        rows.append(prompt + completion)
+        labels.append([-100] * len(prompt) + completion)  # -100: what transformers' loss leaves out
+    width = max(map(len, rows))
+
+    def pad(row: list[int], value: int) -> list[int]:
+        return row + [value] * (width - len(row))
+
+    return policy.model(
+        input_ids=torch.tensor([pad(r, policy.pad_id) for r in rows], device=policy.device),
+        attention_mask=torch.tensor([pad([1] * len(r), 0) for r in rows], device=policy.device),
+        labels=torch.tensor([pad(r, -100) for r in labels], device=policy.device),
+    ).loss
+
+
+def warm_start_batches(settings: WarmStart) -> Iterator[list[tuple[str, str]]]:
+    """Endless batches of (question, response) from the train split, with a few of the out-of-distribution forms."""
+    rng = random.Random(f"warm start {settings.seed}")
+    seen = tasks.arithmetic("train", 400, seed=settings.seed)
+    ood = tasks.arithmetic("train", 2000, seed=settings.seed, levels=tasks.OOD_LEVELS)
+    by_level = [[p for p in seen if p.level == level] for level in tasks.LEVELS]
+    while True:
+        batch = []
+        for _ in range(settings.batch):
+            level = rng.choices(by_level, settings.level_weights)[0]
+            problem = rng.choice(ood if rng.random() < settings.ood_share else level)
+            response = tasks.direct(problem) if rng.random() < settings.direct_share else problem.demo
+            batch.append((problem.question, response))
+        yield batch
+
+
+def train_warm_start(settings: WarmStart) -> Policy:
+    """The built-in policy, trained for `settings.steps` steps: 1 to 2 minutes on two cores."""
+    tokenizer = build_tokenizer()
+    policy = Policy(build_model(settings, tokenizer), tokenizer)
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=settings.lr, betas=(0.9, 0.99))
+    decay_from = 0.7 * settings.steps
+
+    def rate(step: int) -> float:  # 50 steps up, then flat, then down to nothing over the last 30 %
+        return min((step + 1) / 50, 1.0, (settings.steps - step) / (settings.steps - decay_from))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    bar = progress(range(settings.steps), desc="warm start", unit="step")
+    for _, pairs in zip(bar, warm_start_batches(settings), strict=False):
+        loss = demonstration_loss(policy, pairs)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    return policy
+
+
+def warm_start(settings: WarmStart | None = None, cache: Path = CACHE) -> Path:
+    """The folder of the warm start: trained now if it is not in the cache yet (same settings, same folder).
+
+    Written aside and renamed, so that a killed run leaves no half model, and two runs at once do no harm.
+    """
+    settings = settings or WarmStart()
+    recipe = {**asdict(settings), "levels": repr((tasks.LEVELS, tasks.OOD_LEVELS)), "characters": CHARACTERS}
+    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+    folder = cache / key
+    if folder.exists():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    state = torch.get_rng_state()  # a run must not depend on whether it found its warm start or made it
+    policy = train_warm_start(settings)
+    torch.set_rng_state(state)
+    with tempfile.TemporaryDirectory(dir=cache) as aside:
+        save(policy, Path(aside) / key)
+        (Path(aside) / key / "warm_start.json").write_text(json.dumps(recipe, indent=1))
+        try:
+            (Path(aside) / key).rename(folder)
+        except OSError:
+            if not folder.exists():  # another run has been faster otherwise
+                raise
+    return folder
+
+
+def save(policy: Policy, folder: Path) -> None:
+    """Model and tokenizer as an ordinary folder that from_pretrained loads."""
+    policy.model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+
+
+def resolve(name: str) -> str:
+    """A run folder, or its checkpoint, as the model folder inside it; anything else (a hub id) as it is."""
+    for inner in ("checkpoint/model", "model", "."):
+        if (Path(name) / inner / "config.json").exists() and (Path(name) / inner / "tokenizer_config.json").exists():
+            return str(Path(name) / inner)
+    return name
+
+
+def load(name: str | None = None) -> Policy:
+    """The policy `name`: a hub id, a model folder or a run folder of train.py; None for the warm start.
+
+    Weights are fp32, because small updates to bf16 weights round to nothing. The model stays in eval mode: dropout
+    would make the distribution that is trained another one than the distribution that was sampled.
+    """
+    where = resolve(name) if name else str(warm_start())
+    model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(where)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Policy(model.to(device).eval(), tokenizer)
+
+
+if __name__ == "__main__":
+    policy = load()
+    print(f"{sum(p.numel() for p in policy.model.parameters()):,} parameters, {len(policy.tokenizer)} tokens")
+    for problem in tasks.arithmetic("test", per_level=1) + tasks.arithmetic("test", 1, levels=tasks.OOD_LEVELS):
+        ids = torch.tensor([policy.encode_prompt(problem.question)], device=policy.device)
+        mask = torch.ones_like(ids)
+        out = policy.model.generate(ids, attention_mask=mask, max_new_tokens=80, do_sample=False)
+        text = policy.tokenizer.decode(out[0], skip_special_tokens=True)
+        print(f"level {problem.level:9s} {text}   (right: {problem.answer})")

@@ -1,0 +1,244 @@
+"""From prompts to groups of sampled responses: HF generate, masks, log-probs, entropy; and the learner's forward pass.
+
+The paper samples G = 8 responses per prompt at temperature 1.0 and top-p 1.0 (Section 6). The one thing this file must
+get right: responses are drawn from exactly the distribution that is trained. `generate` will not do that by itself (a
+top-k of 50 by default, and whatever the model folder's generation_config.json asks for), so `sample_groups` puts all
+of that out of force. The log-probs it returns are recorded while sampling, from the very logits that were sampled.
+
+Shapes: B prompts, N rows (responses), P prompt tokens (padded on the left), T completion tokens (padded on the right),
+V vocabulary.
+
+    python rollout.py    samples one group of four from the warm start and shows the padded batch
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from policy import Policy
+from tasks import Problem
+
+PER_ROW = ("tokens", "mask", "logp", "entropy", "group", "is_anchor", "ended")  # tensors with one entry a row
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """A batch of groups: rows of one group are neighbours, its anchor, if it has one, comes last.
+
+        prompt_ids (B, P)     tokens (N, T)        mask (N, T)
+        . . 1 + 1 =           # 2 $ . . .          1 1 1 0 0 0     ended: the first $ (end token) is inside the mask,
+                              1 + 1 = 2 ;          1 1 1 1 1 1     cut off at T: no end token, not ended
+        1 2 - 3 + 4 =         # 1 3 $ . .          1 1 1 1 0 0     and everything behind it is outside
+                              1 2 - 3 = 9 ...      1 1 1 1 1 1
+
+    The mask is made from the place of the first end token, never from `tokens == pad`: where pad and end token are the
+    same id, such a mask would drop the end token, and stopping would never be trained.
+    """
+
+    problems: list[Problem]  # B
+    prompt_ids: Tensor  # (B, P)
+    prompt_mask: Tensor  # (B, P) bool
+    tokens: Tensor  # (N, T)
+    mask: Tensor  # (N, T) bool
+    logp: Tensor  # (N, T) of the sampled tokens under the sampling policy; NaN on anchors' rows, 0 outside the mask
+    entropy: Tensor  # (N, T) of the whole next-token distribution, nats; likewise
+    group: Tensor  # (N,) index of the row's prompt
+    is_anchor: Tensor  # (N,) bool
+    ended: Tensor  # (N,) bool, the response came to its end token
+    texts: list[str]  # N, decoded without special tokens
+
+    @property
+    def lengths(self) -> Tensor:
+        """Completion tokens of every row, end token included: (N,)."""
+        return self.mask.sum(dim=1)
+
+    def select(self, rows: Tensor) -> Rollouts:
+        """These rows alone; all prompts stay."""
+        parts = {name: getattr(self, name)[rows] for name in PER_ROW}
+        return replace(self, **parts, texts=[self.texts[i] for i in rows.tolist()])
+
+
+def concat(first: Rollouts, second: Rollouts, pad_id: int) -> Rollouts:
+    """The rows of both, which share their prompts, group by group; within a group `second`'s rows come last."""
+    width = max(first.tokens.shape[1], second.tokens.shape[1])
+    fill = {"tokens": pad_id, "mask": False, "logp": 0.0, "entropy": 0.0}
+
+    def widen(part: Rollouts, name: str) -> Tensor:
+        x = getattr(part, name)
+        return pad(x, (0, width - x.shape[1]), value=fill[name]) if name in fill else x
+
+    rows = {name: torch.cat([widen(first, name), widen(second, name)]) for name in PER_ROW}
+    both = replace(first, **rows, texts=first.texts + second.texts)
+    return both.select(both.group.argsort(stable=True))
+
+
+class _Recorder(LogitsProcessor):
+    """Scales the logits by the temperature, and notes log-prob and entropy as `generate` goes along.
+
+    At each call it sees the logits of the next token, and in `input_ids` the token drawn from the logits of the call
+    before. Keeping one (N, V) tensor is enough; `output_logits=True` would keep T of them.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+        self.logp: list[Tensor] = []  # T entries (N,)
+        self.entropy: list[Tensor] = []  # T entries (N,)
+        self.last: Tensor | None = None  # (N, V) log-probs of the token being drawn
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.last is not None:
+            self.note(input_ids[:, -1])
+        scores = scores / self.temperature
+        self.last = scores.log_softmax(dim=-1)
+        self.entropy.append(torch.special.entr(self.last.exp()).sum(dim=-1))  # entr(0) = 0: no NaN from 0 * -inf
+        return scores
+
+    def note(self, drawn: Tensor) -> None:
+        self.logp.append(self.last.gather(1, drawn[:, None]).squeeze(1))
+
+
+def pad_prompts(policy: Policy, problems: list[Problem]) -> tuple[Tensor, Tensor]:
+    """Prompts as ids and mask, both (B, P), padded on the left: completions then start in the same column."""
+    rows = [policy.encode_prompt(problem.question) for problem in problems]
+    width = max(map(len, rows))
+    ids = torch.tensor([[policy.pad_id] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.bool)
+    return ids.to(policy.device), mask.to(policy.device)
+
+
+def completion_mask(tokens: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
+    """From tokens (N, T): the mask (N, T), True up to and including the first end token, and `ended` (N,).
+
+    >>> completion_mask(torch.tensor([[5, 2, 2], [5, 6, 7]]), eos_id=2)[0].int()
+    tensor([[1, 1, 0],
+            [1, 1, 1]], dtype=torch.int32)
+    """
+    is_end = tokens == eos_id  # (N, T)
+    before = is_end.cumsum(dim=1) - is_end.int()  # end tokens strictly before this one
+    return before == 0, is_end.any(dim=1)
+
+
+@torch.no_grad()
+def sample_groups(
+    policy: Policy,
+    problems: list[Problem],
+    counts: list[int],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    greedy: bool = False,
+) -> Rollouts:
+    """`counts[b]` responses to problem b (0 is allowed), drawn by `generate` from the whole distribution.
+
+    Advances torch's global random state, which is therefore part of a checkpoint. The model must be in eval mode:
+    dropout would make the sampled distribution another one.
+    """
+    model = policy.model
+    group = torch.tensor([b for b, count in enumerate(counts) for _ in range(count)], device=policy.device)  # (N,)
+    prompt_ids, prompt_mask = pad_prompts(policy, problems)  # (B, P)
+    recorder = _Recorder(temperature)
+    # The trap: what a GenerationConfig leaves open, `generate` takes from the model's own one, which may hold a top-k,
+    # a repetition penalty or a minimal length. So the model's own one is replaced while we sample.
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        out = model.generate(
+            input_ids=prompt_ids[group],
+            attention_mask=prompt_mask[group].long(),
+            generation_config=GenerationConfig(
+                do_sample=not greedy,
+                temperature=None if greedy else 1.0,  # the recorder divides
+                top_k=None if greedy else 0,
+                top_p=None if greedy else 1.0,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=policy.eos_id,
+                pad_token_id=policy.pad_id,
+            ),
+            logits_processor=LogitsProcessorList([recorder]),
+        )
+    finally:
+        model.generation_config = own
+    tokens = out[:, prompt_ids.shape[1] :]  # (N, T)
+    recorder.note(tokens[:, -1])
+    mask, ended = completion_mask(tokens, policy.eos_id)
+    length = tokens.shape[1]  # generate may have looked a few tokens further than it returns
+    return Rollouts(
+        problems=problems,
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        tokens=tokens.masked_fill(~mask, policy.pad_id),
+        mask=mask,
+        logp=torch.stack(recorder.logp[:length], dim=1).masked_fill(~mask, 0.0),
+        entropy=torch.stack(recorder.entropy[:length], dim=1).masked_fill(~mask, 0.0),
+        group=group,
+        is_anchor=torch.zeros_like(ended),
+        ended=ended,
+        texts=decode(policy, tokens, mask),
+    )
+
+
+def decode(policy: Policy, tokens: Tensor, mask: Tensor) -> list[str]:
+    """The rows' texts, without special tokens and without what stands behind the end."""
+    rows = [row[kept].tolist() for row, kept in zip(tokens, mask, strict=True)]
+    return policy.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def token_logprobs(
+    policy: Policy, rollouts: Rollouts, rows: Tensor, temperature: float = 1.0, with_entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probs (n, t) of the completion tokens of these n rows under the policy now, with gradient; and entropies.
+
+    t is the longest completion among the rows, as in `dagrpo.Update.rows`. Outside the mask stands 0. Logits are
+    computed at completion positions only, and divided by the temperature that the responses were sampled at.
+    """
+    group, mask = rollouts.group[rows], rollouts.mask[rows]  # (n,), (n, T)
+    length = int(mask.sum(dim=1).max())
+    tokens, mask = rollouts.tokens[rows, :length], mask[:, :length]  # (n, t)
+    prompt_ids, prompt_mask = rollouts.prompt_ids[group], rollouts.prompt_mask[group]  # (n, P)
+    ids = torch.cat([prompt_ids, tokens], dim=1)  # (n, P + t)
+    attention = torch.cat([prompt_mask, mask], dim=1).long()  # (n, P + t)
+    # left padding: count positions from the first real token, or absolute-position models see another row
+    positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
+    logits = policy.model(
+        input_ids=ids, attention_mask=attention, position_ids=positions, logits_to_keep=length + 1, use_cache=False
+    ).logits[:, :-1]  # (n, t, V): the logits at a position are for the token after it
+    logp = (logits.float() / temperature).log_softmax(dim=-1)  # (n, t, V)
+    entropy = -(logp.exp() * logp).sum(dim=-1) if with_entropy else None  # (n, t)
+    chosen = logp.gather(2, tokens[:, :, None]).squeeze(2)  # (n, t)
+    return chosen.masked_fill(~mask, 0.0), entropy
+
+
+def micro_batches(lengths: Tensor, prompt_tokens: int, budget: int) -> list[Tensor]:
+    """Row indices in batches of at most `budget` tokens, padding counted; a row over the budget goes alone.
+
+    Rows are sorted by length first, so that little of a batch is padding.
+
+    >>> micro_batches(torch.tensor([1, 9, 2, 8]), prompt_tokens=1, budget=20)
+    [tensor([0, 2]), tensor([3, 1])]
+    """
+    batches: list[list[int]] = []
+    for row in lengths.argsort(stable=True).tolist():
+        width = prompt_tokens + int(lengths[row])  # the longest so far, as they come sorted
+        if batches and (len(batches[-1]) + 1) * width <= budget:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return [torch.tensor(batch) for batch in batches]
+
+
+if __name__ == "__main__":
+    import policy as policies
+    import tasks
+
+    start = policies.load()
+    torch.manual_seed(0)
+    batch = sample_groups(start, tasks.arithmetic("train", per_level=1)[:2], counts=[4, 4], max_new_tokens=40)
+    for row, text in enumerate(batch.texts):
+        b = int(batch.group[row])
+        print(f"\n{batch.problems[b].question}{text}")
+        print("  mask    ", "".join(str(int(m)) for m in batch.mask[row]), "ended" if batch.ended[row] else "cut off")
+        print("  log-prob", f"{batch.logp[row].sum():.2f}", " entropy per token", end=" ")
+        print(f"{batch.entropy[row].sum() / batch.lengths[row]:.2f} nats")

@@ -1,0 +1,139 @@
+"""Where problems come from: the built-in arithmetic, chains of additions and subtractions.
+
+    12+5-3=    ->    12+5=17;17-3=14;#14     the worked demonstration ("stepwise")
+               ->    #14                     the answer alone ("direct")
+
+The paper trains on 46,000 mathematics problems with demonstrations of DeepSeek-R1. This stands in for them on a laptop
+and keeps what the method needs: easy levels on which the responses of a group look alike, hard levels that the starting
+policy hardly ever solves, demonstrations whose steps can be checked one by one, and two styles of answering, so that
+the length of a response is the policy's own choice.
+
+Everything here is a function of its arguments: the same seed gives the same problems on every machine.
+
+    python tasks.py     prints problems of every level
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem, of the built-in task or of a data set.
+
+    `demo` is a whole correct response (Section 6: a stronger model's; here the worked solution); it is the scorer's
+    reference and the anchor. `level` groups problems in tables and plots.
+    """
+
+    question: str
+    answer: str
+    demo: str
+    level: str
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the problems of a level look like: this many operands, each between `smallest` and `largest`."""
+
+    operands: int
+    smallest: int
+    largest: int
+
+
+LEVELS = {
+    "1": Form(operands=2, smallest=1, largest=20),
+    "2": Form(operands=3, smallest=1, largest=10),
+    "3": Form(operands=3, smallest=1, largest=20),
+    "4": Form(operands=4, smallest=1, largest=20),
+    "5": Form(operands=5, smallest=1, largest=30),
+}
+# Out of distribution: forms that the warm start has seen a little of and that RL never trains on.
+OOD_LEVELS = {
+    "ood-long": Form(operands=6, smallest=1, largest=10),
+    "ood-large": Form(operands=3, smallest=31, largest=60),
+}
+SPLITS = ("train", "validation", "test")
+
+
+def split_of(question: str) -> str:
+    """The one split that a question belongs to: a hash of its text decides (70 / 10 / 20 %), whatever seed drew it.
+
+    This is what makes the splits disjoint for all seeds: no list has to be compared with another.
+
+    >>> split_of("12+5-3="), split_of("46-35=")
+    ('train', 'test')
+    """
+    bucket = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") % 10
+    return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
+
+
+def arithmetic(split: str, per_level: int, seed: int = 0, levels: dict[str, Form] = LEVELS) -> list[Problem]:
+    """`per_level` different problems of every level, all of one split, in a fixed order.
+
+    `levels=OOD_LEVELS` gives the out-of-distribution problems: its "test" split is what eval.py asks, its "train"
+    split is the little that the warm start sees. Raises ValueError for an unknown split, or if a level has not that
+    many different questions.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    problems = []
+    for level, form in levels.items():
+        rng = random.Random(f"{split} {level} {seed}")
+        found: dict[str, Problem] = {}
+        for _ in range(200 * per_level):
+            problem = _draw(rng, level, form)
+            if split_of(problem.question) == split:
+                found.setdefault(problem.question, problem)
+            if len(found) == per_level:
+                break
+        if len(found) < per_level:
+            raise ValueError(f"level {level} has no {per_level} different questions in the split {split!r}")
+        problems += found.values()
+    return problems
+
+
+def direct(problem: Problem) -> str:
+    """The response without steps: the other style that the warm start teaches.
+
+    >>> direct(solve("12+5-3=", "2"))
+    '#14'
+    """
+    return f"#{problem.answer}"
+
+
+def solve(question: str, level: str) -> Problem:
+    """The problem that a question poses, worked from left to right.
+
+    >>> solve("12+5-3=", "2")
+    Problem(question='12+5-3=', answer='14', demo='12+5=17;17-3=14;#14', level='2')
+    """
+    numbers = [int(n) for n in question.rstrip("=").replace("-", "+").split("+")]
+    signs = [c for c in question if c in "+-"]
+    total, steps = numbers[0], []
+    for sign, number in zip(signs, numbers[1:], strict=True):
+        result = total + number if sign == "+" else total - number
+        steps.append(f"{total}{sign}{number}={result}")
+        total = result
+    return Problem(question, str(total), ";".join([*steps, f"#{total}"]), level)
+
+
+def _draw(rng: random.Random, level: str, form: Form) -> Problem:
+    """One random chain. It subtracts only what is there, so that no total is negative: a sign would be a new skill."""
+    total = rng.randint(form.smallest, form.largest)
+    question = str(total)
+    for _ in range(form.operands - 1):
+        number = rng.randint(form.smallest, form.largest)
+        sign = "-" if number <= total and rng.random() < 0.5 else "+"
+        total += number if sign == "+" else -number
+        question += f"{sign}{number}"
+    return solve(question + "=", level)
+
+
+if __name__ == "__main__":
+    for name, some in (("train", LEVELS), ("test", LEVELS), ("test", OOD_LEVELS)):
+        print(f"\nsplit {name}, {len(some)} levels")
+        for problem in arithmetic(name, per_level=2, levels=some):
+            print(f"  level {problem.level:9s} {problem.question:28s} {problem.demo}")
