@@ -88,9 +88,11 @@ class Update:
     logp_ref: Tensor | None = None  # (N, T)  log-probs under the reference, if there is a KL term
 
     def rows(self, index: Tensor) -> Update:
-        """The same update's rows `index`, nothing recomputed."""
+        """The same update's rows `index`, cut to t, the longest completion among them; nothing is recomputed."""
+        t = int(self.mask[index].sum(dim=1).max())
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Update(**{name: None if x is None else x[index] for name, x in parts.items()})
+        parts = {name: x if x is None else x[index] for name, x in parts.items()}
+        return Update(**{name: x if x is None or x.dim() == 1 else x[:, :t] for name, x in parts.items()})
 
 
 # ---------------------------------------------------------------------------------------- advantages and masks

@@ -105,6 +105,14 @@ def scores(rollouts: Rollouts) -> Tensor:
     return _per_row(rollouts, score)
 
 
+def overlong_penalty(rollouts: Rollouts, max_new_tokens: int, buffer: int) -> Tensor:
+    """DAPO's soft penalty (B, G), added to R by flag: from 0 down to -1 over the last `buffer` tokens. 0: none."""
+    if not buffer:
+        return torch.zeros(len(rollouts.problems), 1)
+    over = rollouts.lengths - (max_new_tokens - buffer)  # (N,)
+    return -(over / buffer).clamp(0, 1).view(len(rollouts.problems), -1).cpu()
+
+
 def _per_row(rollouts: Rollouts, value: Callable[[str, tasks.Problem], float]) -> Tensor:
     rows = zip(rollouts.texts, rollouts.group.tolist(), strict=True)
     values = [value(text, rollouts.problems[b]) for text, b in rows]

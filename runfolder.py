@@ -1,0 +1,143 @@
+"""The run folder: what train.py writes, where it may write, and how a run goes on after it was stopped.
+
+    config.json      all flags, the recipe they make, versions
+    metrics.csv      a row a step
+    rollouts.jsonl   a line a group: question, responses, tokens, log-probs, R, S, A, keep, is_anchor
+    checkpoint/      the latest: model/ (loads with from_pretrained) and trainer.pt (optimiser, step, random states)
+
+A checkpoint is written aside and renamed, so a killed run leaves the one before it intact. On resume, metrics.csv and
+rollouts.jsonl are cut back to the checkpoint's step: nothing is missing and nothing stands there twice.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import policy as policies
+from cli import fail
+from policy import Policy
+
+FILES = ("config.json", "metrics.csv", "rollouts.jsonl")
+FOLDERS = ("checkpoint", "checkpoint.new", "checkpoint.old", "checkpoint.partial")
+
+
+def claim(out: Path, resume: bool, overwrite: bool) -> bool:
+    """Checks that a run may write into `out`, creates the folder, and says whether there is a run to go on with.
+
+    Removes nothing: that is for `clear`, once every other flag has been checked.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"--out {out}: the folder cannot be made ({error.strerror}); choose another one")
+    if not os.access(out, os.W_OK):
+        fail(f"--out {out}: no permission to write there; choose another one")
+    holds_run = any((out / name).exists() for name in (*FILES, *FOLDERS))
+    if holds_run and not resume and not overwrite:
+        fail(f"--out {out} already holds a run: --resume goes on with it, --overwrite replaces it")
+    return resume and find_checkpoint(out) is not None
+
+
+def clear(out: Path) -> None:
+    """Removes a former run's files from `out`, and nothing else that may be there."""
+    for name in FILES:
+        (out / name).unlink(missing_ok=True)
+    for name in FOLDERS:
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def find_checkpoint(out: Path) -> Path | None:
+    """The newest complete checkpoint; puts right what a kill between two renames has left."""
+    latest, new, old = out / "checkpoint", out / "checkpoint.new", out / "checkpoint.old"
+    if not latest.exists():
+        for complete in (new, old):  # both only ever exist whole
+            if complete.exists():
+                complete.rename(latest)
+                break
+    return latest if latest.exists() else None
+
+
+def save_checkpoint(out: Path, policy: Policy, trainer: dict[str, Any]) -> None:
+    """Writes `checkpoint/`. At every moment of it, one complete checkpoint is there for find_checkpoint."""
+    partial, new, old, latest = (out / f"checkpoint{end}" for end in (".partial", ".new", ".old", ""))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    policies.save(policy, partial / "model")
+    torch.save({**trainer, "random": random_state()}, partial / "trainer.pt")
+    shutil.rmtree(new, ignore_errors=True)
+    partial.rename(new)
+    shutil.rmtree(old, ignore_errors=True)
+    if latest.exists():
+        latest.rename(old)
+    new.rename(latest)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_trainer(checkpoint: Path) -> dict[str, Any]:
+    """What save_checkpoint was given; sets the random states. Tensors and plain values only, no pickled code."""
+    trainer = torch.load(checkpoint / "trainer.pt", weights_only=True)
+    torch.set_rng_state(trainer["random"]["cpu"])
+    if torch.cuda.is_available() and trainer["random"]["cuda"]:
+        torch.cuda.set_rng_state_all(trainer["random"]["cuda"])
+    return trainer
+
+
+def random_state() -> dict[str, Any]:
+    """The random states that sampling advances. Prompts need none: their order follows seed and step."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def cut_back(out: Path, step: int) -> None:
+    """Drops what metrics.csv and rollouts.jsonl say of steps after `step`, half-written last lines included."""
+
+    def csv_step(line: str) -> int:
+        return int(line.split(",", 1)[0])
+
+    def jsonl_step(line: str) -> int:
+        return json.loads(line)["step"]
+
+    _keep_lines(out / "metrics.csv", step, csv_step, header=True)
+    _keep_lines(out / "rollouts.jsonl", step, jsonl_step, header=False)
+
+
+def _keep_lines(path: Path, step: int, step_of: Callable[[str], int], header: bool) -> None:
+    if not path.exists():
+        return
+    aside = path.with_name(path.name + ".partial")
+    with path.open(encoding="utf-8") as lines, aside.open("w", encoding="utf-8") as kept:
+        if header:
+            kept.write(lines.readline())
+        for line in lines:
+            try:
+                if not line.endswith("\n") or step_of(line) > step:
+                    break
+            except ValueError:  # a line that the kill has cut
+                break
+            kept.write(line)
+    aside.replace(path)
+
+
+def append_metrics(out: Path, row: dict[str, Any]) -> None:
+    """Adds a step to metrics.csv; None becomes an empty cell."""
+    path = out / "metrics.csv"
+    new = not path.exists() or path.stat().st_size == 0
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, row, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow({name: f"{x:.6g}" if isinstance(x, float) else x for name, x in row.items()})
+
+
+def append_rollouts(out: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Adds a step's groups to rollouts.jsonl, a line each; a number that is not one becomes null."""
+    with (out / "rollouts.jsonl").open("a", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
