@@ -26,8 +26,11 @@ class Parser(argparse.ArgumentParser):
         fail(f"{message} (--help lists all flags)")
 
 
-class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    pass
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        """Adds the default where there is one worth telling."""
+        told = action.default in (None, False, argparse.SUPPRESS) or action.default == ""
+        return action.help if told else f"{action.help} [%(default)s]"
 
 
 def progress(steps: Iterable, **kwargs: Any) -> tqdm:

@@ -32,10 +32,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging as hf_logging
 
 import tasks
-from cli import progress
+from cli import fail, progress
 
+hf_logging.disable_progress_bar()  # of loading and saving: they would break ours
 CACHE = Path(__file__).resolve().parent / "runs" / "warm_start"
 CHARACTERS = "0123456789+-=;#"
 
@@ -75,7 +77,7 @@ class Policy:
 class WarmStart:
     """What decides the warm start's weights; its hash names the cache folder."""
 
-    steps: int = 600
+    steps: int = 750
     batch: int = 64
     lr: float = 1e-3
     seed: int = 0
@@ -83,9 +85,9 @@ class WarmStart:
     layers: int = 4
     heads: int = 4
     mlp: int = 288
-    ood_share: float = 0.08  # of the chains: seen a little
-    direct_share: float = 0.3  # of the answers, the rest is worked: length is the policy's choice
-    level_weights: tuple[float, ...] = (3, 3, 2, 1, 0.5)  # easy levels more often, so that hard ones stay hard
+    ood_share: float = 0.16  # of the chains: seen a little
+    direct_share: float = 0.5  # of the answers, the rest is worked: length is the policy's choice
+    level_weights: tuple[float, ...] = (2, 2, 2, 1.5, 0.5)  # easy levels more often, so that hard ones stay hard
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -215,11 +217,21 @@ def save(policy: Policy, folder: Path) -> None:
 
 
 def resolve(name: str) -> str:
-    """A run folder, or its checkpoint, as the model folder inside it; anything else (a hub id) as it is."""
+    """A run folder, or its checkpoint, as the model folder inside it; a hub id as it is.
+
+    Ends the program with one line if `name` can only be a path and holds no model.
+    """
     for inner in ("checkpoint/model", "model", "."):
         if (Path(name) / inner / "config.json").exists() and (Path(name) / inner / "tokenizer_config.json").exists():
             return str(Path(name) / inner)
+    if Path(name).exists() or name.startswith((".", "/", "runs/")) or name.count("/") > 1:
+        fail(f"{name} holds no model: give a run folder of train.py, a model folder, or a hub id")
     return name
+
+
+def load_tokenizer(name: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of what `load` would load, for what can be checked before a model is there."""
+    return AutoTokenizer.from_pretrained(resolve(name)) if name else build_tokenizer()
 
 
 def load(name: str | None = None) -> Policy:
@@ -230,7 +242,7 @@ def load(name: str | None = None) -> Policy:
     """
     where = resolve(name) if name else str(warm_start())
     model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(where)
+    tokenizer = load_tokenizer(where)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Policy(model.to(device).eval(), tokenizer)
 

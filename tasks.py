@@ -53,7 +53,7 @@ LEVELS = {
 # Out of distribution: forms that the warm start has seen a little of and that RL never trains on.
 OOD_LEVELS = {
     "ood-long": Form(operands=6, smallest=1, largest=10),
-    "ood-large": Form(operands=3, smallest=31, largest=50),
+    "ood-large": Form(operands=3, smallest=31, largest=40),
 }
 SPLITS = ("train", "validation", "test")
 

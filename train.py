@@ -259,7 +259,7 @@ def train(run: Run, pool: list[Problem], prepared: list[Anchor | None]) -> None:
 
 def build_parser() -> Parser:
     """All flags, grouped as --help shows them."""
-    parser = Parser(prog="train.py", description=__doc__)
+    parser = Parser(prog="train.py", description=__doc__, usage="python train.py --method M --out DIR [flags]")
     names = ["sft", *dagrpo.METHODS]
 
     group = parser.add_argument_group("what to train, and where to write")
@@ -351,14 +351,16 @@ def make_recipe(args: argparse.Namespace) -> Recipe | None:
     return replace(dagrpo.METHODS[args.method], **given)
 
 
-def prepare_anchors(run: Run, pool: list[Problem]) -> tuple[list[Anchor | None], dict[str, int]]:
+def prepare_anchors(
+    args: argparse.Namespace, recipe: Recipe | None, pool: list[Problem]
+) -> tuple[list[Anchor | None], dict[str, int]]:
     """The demonstrations that the method needs, and their fates, counted; a line says what was rejected."""
-    args = run.args
-    if run.recipe and not run.recipe.anchors:
+    if recipe and not recipe.anchors:
         return [None] * len(pool), {}
-    prepared, fates = anchoring.prepare(run.policy, pool, args.max_new_tokens, args.keep_wrong_anchors)
-    if fates["too long"]:  # in the built-in task that is a mistake in the flags: no demonstration is longer than 64
-        longest = max(len(run.policy.encode_response(p.demo)) for p in pool)
+    tokens_only = Policy(None, policies.load_tokenizer(args.init_from or args.model))  # before a warm start is trained
+    prepared, fates = anchoring.prepare(tokens_only, pool, args.max_new_tokens, args.keep_wrong_anchors)
+    if fates["too long"]:  # in the built-in task this is a mistake in the flags: all its demonstrations fit into 64
+        longest = max(len(tokens_only.encode_response(p.demo)) for p in pool)
         fail(
             f"{fates['too long']} of {len(pool)} demonstrations do not fit into --max-new-tokens {args.max_new_tokens}:"
             f" the longest has {longest} tokens with its end token; raise it, or train on other --levels"
@@ -390,11 +392,10 @@ def main(argv: list[str] | None = None) -> None:
     check(args)
     out, recipe = Path(args.out), make_recipe(args)
     going_on = runfolder.claim(out, args.resume, args.overwrite)
+    levels = {name: tasks.LEVELS[name] for name in args.levels.split(",")}
+    pool = tasks.arithmetic("train", per_level=400, levels=levels)
+    prepared, fates = prepare_anchors(args, recipe, pool)
     run = start(args, recipe, runfolder.find_checkpoint(out) if going_on else None)
-    pool = tasks.arithmetic(
-        "train", per_level=400, levels={name: tasks.LEVELS[name] for name in args.levels.split(",")}
-    )
-    prepared, fates = prepare_anchors(run, pool)
     if going_on:
         runfolder.cut_back(out, run.step)
         print(f"going on after step {run.step} of {args.steps}", file=sys.stderr)
