@@ -77,7 +77,7 @@ class Policy:
 class WarmStart:
     """What decides the warm start's weights; its hash names the cache folder."""
 
-    steps: int = 750
+    steps: int = 680
     batch: int = 64
     lr: float = 1e-3
     seed: int = 0
@@ -149,7 +149,7 @@ def warm_start_batches(settings: WarmStart) -> Iterator[list[tuple[str, str]]]:
     """Endless batches of (question, response) from the train split, with a few of the out-of-distribution forms."""
     rng = random.Random(f"warm start {settings.seed}")
     seen = tasks.arithmetic("train", 400, seed=settings.seed)
-    ood = tasks.arithmetic("train", 2000, seed=settings.seed, levels=tasks.OOD_LEVELS)
+    ood = tasks.arithmetic("train", 400, seed=settings.seed, levels=tasks.OOD_LEVELS)
     by_level = [[p for p in seen if p.level == level] for level in tasks.LEVELS]
     while True:
         batch = []

@@ -26,6 +26,7 @@ import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -219,13 +220,15 @@ def pick(size: int, step: int, count: int, seed: int) -> list[int]:
     >>> pick(3, 0, 2, seed=0), pick(3, 1, 2, seed=0)
     ([0, 2], [1, 2])
     """
-    chosen = []
-    for position in range(step * count, (step + 1) * count):
-        epoch, place = divmod(position, size)
-        order = list(range(size))
-        random.Random(f"{seed} {epoch}").shuffle(order)
-        chosen.append(order[place])
-    return chosen
+    positions = [divmod(position, size) for position in range(step * count, (step + 1) * count)]
+    return [_order(size, epoch, seed)[place] for epoch, place in positions]
+
+
+@cache
+def _order(size: int, epoch: int, seed: int) -> list[int]:
+    order = list(range(size))
+    random.Random(f"{seed} {epoch}").shuffle(order)
+    return order
 
 
 def train(run: Run, pool: list[Problem], prepared: list[Anchor | None]) -> None:
