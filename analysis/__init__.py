@@ -1,0 +1,1 @@
+"""Figures and tables, one module each, drawn from saved files: python -m analysis.NAME."""
