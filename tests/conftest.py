@@ -1,0 +1,37 @@
+"""Shared by the tests: a policy small enough to build in a moment, in place of the warm start."""
+
+import pytest
+import torch
+
+import policy as policies
+import tasks
+
+torch.set_num_threads(1)  # models this small are faster so, and leave the other core to whoever else needs it
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The built-in model at a fifth of its width, trained for a few steps: it ends its responses now and then."""
+    settings = policies.WarmStart(steps=40, batch=16, lr=3e-3, width=32, layers=2, heads=2, mlp=64)
+    policy = policies.train_warm_start(settings)
+    policy.model.eval()
+    return policy
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny, tmp_path_factory):
+    """The same as a model folder, for command lines."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    policies.save(tiny, folder)
+    return folder
+
+
+@pytest.fixture
+def problems():
+    """One problem of each of the first three levels."""
+    return tasks.arithmetic("train", per_level=1)[:3]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)

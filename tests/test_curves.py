@@ -1,0 +1,360 @@
+"""analysis.curves and analysis.table on run folders made here: what is computed, drawn, and said of bad input."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from analysis import curves, table
+from analysis.curves import PANELS, Point, running_mean
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = ["step", "reward", "response_length", "entropy", "grad_norm", "kept_fraction"]
+COLUMNS += ["responses", "rollout_seconds", "train_seconds"]
+
+
+def make_run(folder, method="dagrpo", seed=0, steps=6, flags=None, accuracy=0.5, **columns):
+    """A run folder. A column is a function of the step; what is not given is 1 / step, and None an empty cell."""
+    folder.mkdir(parents=True)
+    config = {
+        "method": method,
+        "seed": seed,
+        "steps": steps,
+        "lr": 1e-4,
+        "delta": 3.0,
+        "init_from": None,
+        "model": None,
+    }
+    (folder / "config.json").write_text(json.dumps(config | {"out": str(folder)} | (flags or {})))
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for step in range(1, steps + 1):
+            values = {"step": step} | {name: f(step) for name, f in columns.items()}
+            writer.writerow([values.get(name, 1 / step) for name in COLUMNS])
+    write_eval(folder / "eval.json", accuracy)
+    return folder
+
+
+def write_eval(path, accuracy, problems=100):
+    def level(name, share):
+        return {"level": name, "problems": problems, "greedy": {"accuracy": share}, "sampled": None}
+
+    test = [level(str(n), accuracy + n / 100) for n in range(1, 6)]
+    ood = [level("ood-long", accuracy / 2), level("ood-large", 0.0)]
+    found = {"test": {"levels": test}, "ood": {"levels": ood}, "validation": {"levels": [level("1", 0.9)]}}
+    path.write_text(json.dumps({"settings": {"max_new_tokens": 64}, "benchmarks": found}))
+
+
+def nothing(step):
+    return None
+
+
+SFT = dict.fromkeys(("reward", "response_length", "entropy", "kept_fraction", "responses"), nothing)
+
+
+def draw(tmp_path, *runs, smooth=1):
+    """Runs the command; the points that it wrote, by (panel, method)."""
+    out = tmp_path / "figures"
+    curves.main([*map(str, runs), "--out", str(out), "--smooth", str(smooth)])
+    lines = {}
+    for point in curves.read_csv(out / "curves.csv"):
+        lines.setdefault((point.panel, point.method), []).append(point)
+    return lines
+
+
+def one_error(capsys, main, *argv):
+    """The one line that a command which must fail says."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(arg) for arg in argv])
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and captured.err.count("\n") == 1 and captured.err.startswith("error: ")
+    return captured.err
+
+
+# ---------------------------------------------------------------------------------------- what is computed
+
+
+def test_running_mean_is_of_the_last_n_and_passes_over_empty_cells():
+    assert running_mean([1.0, 2.0, 6.0, 10.0], 2) == [1.0, 1.5, 4.0, 8.0]
+    assert running_mean([1.0, None, 3.0, None, None], 2) == [1.0, 1.0, 3.0, 3.0, None]
+    assert running_mean([4.0, 2.0], 100) == [4.0, 3.0]
+
+
+@pytest.mark.parametrize(("df", "t"), [(1, 12.706), (4, 2.776), (10, 2.228), (11, 2.201), (20, 2.086), (60, 2.000)])
+def test_t_quantiles_are_those_of_the_tables(df, t):
+    assert table.t_quantile(df) == pytest.approx(t, abs=0.003)
+
+
+def test_t_interval_of_known_values():
+    mean, half = table.t_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert mean == 3 and half == pytest.approx(2.776 * math.sqrt(2.5 / 5))
+    assert table.t_interval([7.0]) == (7.0, None)
+
+
+def test_one_seed_is_its_running_mean_over_the_single_steps(tmp_path):
+    run = make_run(tmp_path / "a", reward=lambda step: step / 10)
+    line = draw(tmp_path, run, smooth=2)["reward", "dagrpo"]
+    assert [point.raw for point in line] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    assert [point.mean for point in line] == pytest.approx([0.1, 0.15, 0.25, 0.35, 0.45, 0.55])
+    assert {(point.low, point.high, point.seeds, point.smooth) for point in line} == {(None, None, 1, 2)}
+
+
+def test_several_seeds_are_smoothed_and_then_their_mean_in_its_t_interval(tmp_path):
+    runs = [make_run(tmp_path / str(s), seed=s, response_length=lambda step, s=s: step + 10 * s) for s in range(3)]
+    line = draw(tmp_path, *runs, smooth=2)["response_length", "dagrpo"]
+    half = 4.303 * 10 / math.sqrt(3)
+    assert [point.mean for point in line] == pytest.approx([11, 11.5, 12.5, 13.5, 14.5, 15.5])
+    assert line[2].high == pytest.approx(12.5 + half, rel=1e-4)
+    assert {(point.low, point.seeds, point.raw) for point in line} == {(0.0, 3, None)}  # a length is not below 0
+
+
+def test_bands_stay_where_shares_can_be(tmp_path):
+    runs = [make_run(tmp_path / str(s), seed=s, kept_fraction=lambda step, s=s: 0.4 + 0.2 * s) for s in range(2)]
+    line = draw(tmp_path, *runs)["kept_fraction", "dagrpo"]
+    assert (line[0].low, line[0].mean, line[0].high) == (0.0, 0.5, 1.0)
+
+
+def test_an_empty_cell_is_no_zero(tmp_path):
+    a = make_run(tmp_path / "a", kept_fraction=lambda step: None if step == 2 else 0.5)
+    b = make_run(tmp_path / "b", seed=1, kept_fraction=lambda step: 0.7)
+    line = draw(tmp_path, a, b)["kept_fraction", "dagrpo"]
+    assert [(point.seeds, round(point.mean, 3)) for point in line[:3]] == [(2, 0.6), (1, 0.7), (2, 0.6)]
+
+
+def test_a_norm_that_is_not_finite_is_left_out(tmp_path):
+    line = draw(tmp_path, make_run(tmp_path / "a", grad_norm=lambda step: float("inf") if step == 3 else 2.0))
+    assert [point.step for point in line["grad_norm", "dagrpo"]] == [1, 2, 4, 5, 6]
+
+
+def test_a_method_is_left_out_of_panels_that_it_has_nothing_for(tmp_path):
+    lines = draw(tmp_path, make_run(tmp_path / "sft", method="sft", **SFT), make_run(tmp_path / "a"))
+    assert {panel for panel, method in lines if method == "sft"} == {"grad_norm"}
+    assert {panel for panel, method in lines if method == "dagrpo"} == set(PANELS)
+
+
+def test_runs_of_different_lengths_are_drawn_as_far_as_they_all_go(tmp_path, capsys):
+    runs = [make_run(tmp_path / "a", steps=6), make_run(tmp_path / "b", seed=1, steps=4)]
+    line = draw(tmp_path, *runs, make_run(tmp_path / "c", method="grpo"))
+    assert len(line["reward", "dagrpo"]) == 4 and len(line["reward", "grpo"]) == 6
+    said, written = capsys.readouterr().err, (tmp_path / "figures" / "curves.txt").read_text()
+    assert "4 to 6 steps" in said and "dagrpo" in said and "4 to 6 steps" in written
+
+
+def test_a_line_that_is_just_being_written_is_not_read(tmp_path):
+    run = make_run(tmp_path / "a", steps=3)
+    with (run / "metrics.csv").open("a") as file:
+        file.write("4,0.1")
+    assert list(table.read_run(run).rows) == [1, 2, 3]
+
+
+# ---------------------------------------------------------------------------------------- names of lines
+
+
+def test_names_tell_where_a_run_began_and_in_which_flag_it_differs(tmp_path):
+    start = make_run(tmp_path / "sft0", method="sft")
+    began = [str(start), str(start / "checkpoint"), str(start / "checkpoint" / "model"), "some/where/model_x"]
+    runs = [make_run(tmp_path / str(i), seed=i, flags={"init_from": at}) for i, at in enumerate(began)]
+    runs += [make_run(tmp_path / f"d{delta}", flags={"delta": delta}, seed=9) for delta in (1.0, 3.0)]
+    names = [run.method for run in table.read_runs(runs)]
+    assert names[:4] == ["dagrpo after sft"] * 3 + ["dagrpo after model_x"]
+    assert names[4:] == ["dagrpo, delta 1.0", "dagrpo, delta 3.0"]
+
+
+def test_the_same_method_and_seed_twice_is_not_two_seeds(tmp_path, capsys):
+    runs = [make_run(tmp_path / name) for name in "ab"]
+    assert "both dagrpo with seed 0" in one_error(capsys, curves.main, *runs, "--out", tmp_path / "f")
+    assert "both dagrpo with seed 0" in one_error(capsys, table.main, runs[0], runs[0])
+
+
+# ---------------------------------------------------------------------------------------- what is drawn
+
+
+@pytest.fixture
+def figure():
+    """Two methods, one of them with a band, and a norm that falls to 0."""
+    points = []
+    for name in PANELS:
+        points += [Point(name, "dagrpo", s, 0.1 * s, 0.05 * s, 0.2 * s, 3, None, 10) for s in (1, 2, 3)]
+        points += [Point(name, "grpo", s, 0.3, None, None, 1, 0.0 if s == 2 else 0.4, 10) for s in (1, 2, 3)]
+    return curves.draw(points)
+
+
+def lines_of(ax):
+    """The lines that hold a number, as lists of y."""
+    lines = [list(map(float, line.get_ydata())) for line in ax.lines]
+    return [line for line in lines if not all(map(math.isnan, line))]
+
+
+def test_the_csv_is_what_is_drawn(figure):
+    mean, raw, other = lines_of(figure.axes[0])
+    assert mean == pytest.approx([0.1, 0.2, 0.3]) and raw == [0.4, 0.0, 0.4] and other == [0.3, 0.3, 0.3]
+    band = figure.axes[0].collections[0].get_paths()[0].vertices
+    assert {(x, round(y, 9)) for x, y in band} >= {(1, 0.05), (1, 0.2), (3, 0.15), (3, 0.6)}
+
+
+def test_the_gradient_norm_has_a_log_axis_with_a_gap_where_it_is_0(figure):
+    scales = [ax.get_yscale() for ax in figure.axes[:5]]
+    norm = list(PANELS).index("grad_norm")
+    assert scales.pop(norm) == "log" and set(scales) == {"linear"}
+    assert math.isnan(lines_of(figure.axes[norm])[1][1])
+    low, high = figure.axes[norm].get_ylim()
+    assert 0.01 < low < 0.1 and high > 0.6
+
+
+def test_axes_name_their_units_and_the_legend_its_seeds(figure):
+    assert {ax.get_xlabel() for ax in figure.axes[:5]} == {"step"}
+    assert [ax.get_ylabel() for ax in figure.axes[1:3]] == ["tokens", "nats per token"]
+    legend = figure.axes[5].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["dagrpo (3 seeds)", "grpo (1 seed)"]
+    assert "10 steps" in legend.get_title().get_text() and "95 % t-interval" in legend.get_title().get_text()
+
+
+def test_lines_differ_without_their_colours_too():
+    looks = [curves.style(i, 50) for i in range(11)]
+    assert len({(str(look["linestyle"]), look["marker"]) for look in looks}) == 11
+    assert len({(look["color"], str(look["linestyle"])) for look in looks}) == 11
+
+
+def test_nothing_is_cut_off(tmp_path):
+    flags = [{"delta": float(d), "anchor_ratio": "shaped", "updates_per_batch": d} for d in range(1, 8)]
+    runs = table.read_runs(make_run(tmp_path / str(i), flags=f) for i, f in enumerate(flags))
+    points = [p for name in PANELS for r in runs for p in curves.curve(name, r.method, [r], 2)]
+    figure = curves.draw(points)
+    figure.draw_without_rendering()
+    page = figure.bbox
+    texts = [t for ax in figure.axes for t in (ax.title, ax.xaxis.label, ax.yaxis.label)]
+    for part in [*texts, figure.axes[5].get_legend()]:
+        box = part.get_window_extent()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= page.x1 and box.y1 <= page.y1
+    assert figure.axes[5].get_legend().get_window_extent().x0 > figure.axes[4].bbox.x1
+
+
+def test_redrawn_from_the_csv_it_is_the_same_picture(tmp_path):
+    runs = [make_run(tmp_path / f"{m}{s}", method=m, seed=s) for m in ("grpo", "dagrpo") for s in (0, 1)]
+    draw(tmp_path, *runs, make_run(tmp_path / "sft", method="sft", **SFT), smooth=3)
+    first, again = tmp_path / "figures", tmp_path / "again"
+    curves.main(["--from-csv", str(first / "curves.csv"), "--out", str(again)])
+    assert (first / "curves.png").read_bytes() == (again / "curves.png").read_bytes()
+    caption = (first / "curves.txt").read_text()
+    assert "last 3 steps" in caption and "grpo: 2 seeds (0, 1), 6 steps" in caption and str(runs[0]) in caption
+    assert f"--from-csv {first / 'curves.csv'}" in caption and "--smooth 3" in caption
+
+
+# ---------------------------------------------------------------------------------------- the table
+
+
+def printed(capsys, *argv):
+    """The printed rows by method, split at double spaces, with the header's."""
+    table.main([str(arg) for arg in argv])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
+    return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[1:] if len(row) == len(rows[0])}
+
+
+def test_table_adds_costs_and_stars_the_best(tmp_path, capsys):
+    cost = {"responses": lambda step: 100 + step, "rollout_seconds": lambda _: 1.5, "train_seconds": lambda _: 0.5}
+    a = make_run(tmp_path / "a", accuracy=0.6, **cost)
+    b = make_run(tmp_path / "b", method="sft", accuracy=0.5, **(SFT | {"rollout_seconds": nothing}))
+    write_eval(tmp_path / "start.json", 0.2)
+    rows = printed(capsys, a, b, "--baseline", f"{tmp_path / 'start.json'}:warm start")
+    assert list(rows) == ["warm start", "dagrpo", "sft"]
+    assert [rows["dagrpo"][name] for name in ("steps", "responses", "seconds")] == ["6", "621", "12"]
+    assert [rows["sft"][name] for name in ("steps", "responses", "seconds")] == ["6", "0", "2"]
+    assert [rows["warm start"][name] for name in ("steps", "responses", "seconds", "level 5")] == ["-"] * 3 + ["0.250"]
+    assert [rows["dagrpo"][name] for name in ("level 1", "mean", "ood-long")] == ["0.610*", "0.630*", "0.300*"]
+    assert rows["sft"]["mean"] == "0.530" and rows["sft"]["ood mean"] == "0.125"
+    assert rows["sft"]["ood-large"] == rows["dagrpo"]["ood-large"] == "0.000*"  # a draw
+
+
+def test_table_is_aligned(tmp_path, capsys):
+    table.main([str(make_run(tmp_path / "a")), str(make_run(tmp_path / "b", method="sft", accuracy=0.3))])
+    head, first, second = capsys.readouterr().out.splitlines()[:3]
+    assert [i for i, c in enumerate(first) if c == "."] == [i for i, c in enumerate(second) if c == "."]
+    assert first.index("0.510") + len("0.510") == head.index("level 1") + len("level 1")
+
+
+def test_table_takes_the_mean_over_seeds(tmp_path, capsys):
+    runs = [make_run(tmp_path / str(s), seed=s, accuracy=0.4 + 0.1 * s) for s in range(3)]
+    rows = printed(capsys, *runs, make_run(tmp_path / "g", method="grpo"), "--csv", tmp_path / "t.csv")
+    assert rows["dagrpo"]["seeds"] == "3" and rows["dagrpo"]["level 1"] == f"0.510 +-{4.303 * 0.1 / math.sqrt(3):.3f}*"
+    assert rows["grpo"]["level 1"] == "0.510*"
+    with (tmp_path / "t.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert float(first["mean"]) == pytest.approx(0.53)
+    assert float(first["mean half-width"]) == pytest.approx(0.2484, abs=1e-4)
+    assert second["mean half-width"] == "" and second["seeds"] == "1"
+
+
+def test_table_warns_where_evaluations_differ(tmp_path, capsys):
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", method="grpo")]
+    table.main(list(map(str, runs)))
+    assert "Careful" not in capsys.readouterr().out
+    write_eval(runs[1] / "eval.json", 0.5, problems=25)
+    table.main(list(map(str, runs)))
+    out = capsys.readouterr().out
+    assert "Careful" in out and "25 problems a level" in out and "+-0.20" in out
+
+
+# ---------------------------------------------------------------------------------------- errors
+
+
+def spoil(run, file, text):
+    if text is None:
+        (run / file).unlink()
+    else:
+        (run / file).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("metrics.csv", None, "metrics.csv cannot be read"),
+        ("config.json", None, "config.json cannot be read"),
+        ("config.json", "{}", "does not tell method and seed"),
+        ("config.json", "{", "does not tell method and seed"),
+        ("metrics.csv", "", "is empty"),
+        ("metrics.csv", "step,reward\n", "is empty"),
+        ("metrics.csv", "reward\n0.5\n", "is damaged"),
+        ("metrics.csv", "step,reward\n1,high\n", "is damaged"),
+        ("metrics.csv", "step,reward\n1,0.5,7\n", "is damaged"),
+    ],
+)
+def test_a_folder_that_is_no_run_gets_one_line(tmp_path, capsys, file, text, said):
+    run = make_run(tmp_path / "a")
+    spoil(run, file, text)
+    for main in (curves.main, table.main):
+        line = one_error(capsys, main, run)
+        assert said in line and str(run) in line
+
+
+def test_other_bad_input_gets_one_line(tmp_path, capsys):
+    run, file = make_run(tmp_path / "a"), tmp_path / "file"
+    file.write_text("panel,method\nreward,x\n")
+    assert "no-such" in one_error(capsys, curves.main, tmp_path / "no-such")
+    assert "one of the two" in one_error(capsys, curves.main)
+    assert "one of the two" in one_error(capsys, curves.main, run, "--from-csv", file)
+    assert "--smooth" in one_error(capsys, curves.main, run, "--smooth", "0")
+    assert "not a curves.csv" in one_error(capsys, curves.main, "--from-csv", file)
+    assert "cannot be read" in one_error(capsys, curves.main, "--from-csv", tmp_path / "none.csv")
+    assert "cannot be written" in one_error(capsys, curves.main, run, "--out", file / "below")
+    assert "cannot be written" in one_error(capsys, table.main, run, "--csv", file / "below")
+    assert "cannot be read" in one_error(capsys, table.main, run, "--baseline", f"{tmp_path / 'none.json'}:start")
+    assert "not a result of eval.py" in one_error(capsys, table.main, run, "--baseline", f"{file}:start")
+    file.write_text('{"settings": {"max_new_tokens": 64}, "benchmarks": {}}')
+    assert "no results on the benchmarks" in one_error(capsys, table.main, run, "--baseline", f"{file}:start")
+    (run / "eval.json").unlink()
+    assert f"python eval.py --model {run}" in one_error(capsys, table.main, run)
+
+
+@pytest.mark.parametrize("module", ["curves", "table"])
+def test_help_says_what_it_does_and_nothing_of_torch_is_loaded(module):
+    code = f"import sys, runpy; sys.argv = ['x', '--help']; runpy.run_module('analysis.{module}', run_name='__main__')"
+    watch = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
+    done = subprocess.run([sys.executable, "-c", watch], cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0 and "RUN" in done.stdout and done.stdout.endswith("False\n")

@@ -1,0 +1,325 @@
+"""Advantages (Eq. 1, 12), DaGRPO's masks (Eq. 8-9), GTPO's token weights, and dagrpo.py as a file."""
+
+import ast
+import math
+import shutil
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+import dagrpo
+from dagrpo import METHODS, conflict_weights, group_advantages, reasons, rectification_mask
+
+NAN = float("nan")
+many = settings(deadline=None, max_examples=200)
+exact = {"rtol": 0, "atol": 1e-12}
+
+# What the paper's judge and ours give: halves from 1 to 10. Advantages: only the sign and zero matter to Eq. 8-9.
+halves = st.integers(2, 20).map(lambda n: n / 2)
+deltas = st.integers(0, 18).map(lambda n: n / 2)
+advantage_values = st.sampled_from([-0.75, -0.25, 0.0, 0.0, 0.5, 1.0])
+
+
+def matrices(values, largest_size=8):
+    """(B, G) lists: up to three groups of 2 to 8 responses."""
+    return st.tuples(st.integers(1, 3), st.integers(2, largest_size)).flatmap(
+        lambda shape: st.lists(
+            st.lists(values, min_size=shape[1], max_size=shape[1]), min_size=shape[0], max_size=shape[0]
+        )
+    )
+
+
+# A response is a pair (A, S); a missing score is NaN. `scored` groups miss none.
+scored = matrices(st.tuples(advantage_values, halves))
+groups = matrices(st.tuples(advantage_values, st.one_of(halves, halves, halves, halves, halves, st.just(NAN))))
+
+
+def split(batch):
+    """Advantages and scores, (B, G) each, of lists of pairs."""
+    both = torch.tensor(batch)
+    return both[..., 0], both[..., 1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def double_precision():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+# ---------------------------------------------------------------------------------------- Eq. 1, 12: advantages
+
+
+def test_mean_baseline_closed_form():
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
+    wanted = torch.tensor([[0.75, -0.25, -0.25, -0.25], [0.25, 0.25, 0.25, -0.75]])
+    assert_close(group_advantages(rewards), wanted, **exact)
+
+
+def test_leave_one_out_compares_with_the_mean_of_the_others():
+    # 4 - (1 + 0) / 2 = 3.5;  1 - (4 + 0) / 2 = -1;  0 - (4 + 1) / 2 = -2.5
+    wanted = torch.tensor([[3.5, -1.0, -2.5]])
+    assert_close(group_advantages(torch.tensor([[4.0, 1.0, 0.0]]), baseline="leave_one_out"), wanted, **exact)
+
+
+def test_scale_is_the_unbiased_std_plus_1e_4():
+    # squared distances from the mean 1/4: 9/16 + 3 * 1/16 = 3/4; over G - 1 = 3 that is 1/4, and the std is 1/2
+    wanted = torch.tensor([[0.75, -0.25, -0.25, -0.25]]) / (0.5 + 1e-4)
+    assert_close(group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scale="group"), wanted, **exact)
+
+
+@pytest.mark.parametrize("scale", ["none", "group"])
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_rewards_give_exact_zeros(scale, baseline, dtype):
+    """0.1 is not a binary fraction: the mean of several may differ from it, and a std of about 0 would blow that up."""
+    for size in range(2, 17):
+        for reward in (0.0, 0.1, 0.3, 1.0):
+            advantages = group_advantages(torch.full((2, size), reward, dtype=dtype), scale, baseline)
+            assert torch.equal(advantages, torch.zeros(2, size, dtype=dtype))
+
+
+@pytest.mark.parametrize("size", range(2, 17))
+def test_a_group_without_signal_gets_exact_zeros_beside_one_with_signal(size):
+    advantages = group_advantages(torch.tensor([[0.1] * size, [1.0] + [0.0] * (size - 1)]))
+    assert (advantages[0] == 0).all()
+    assert (advantages[1] != 0).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (0,), (4,), (1, 2, 3)])
+def test_advantages_need_groups_of_two_or_more(shape):
+    with pytest.raises(ValueError, match="G >= 2"):
+        group_advantages(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("choice", [{"scale": "std"}, {"baseline": "median"}, {"scale": None}])
+def test_unknown_choices_are_errors(choice):
+    with pytest.raises(ValueError, match="unknown"):
+        group_advantages(torch.tensor([[1.0, 0.0]]), **choice)
+
+
+@pytest.mark.parametrize("scale", ["none", "group"])
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+@many
+@given(rewards=matrices(st.sampled_from([0.0, 0.1, 0.5, 1.0])))
+def test_no_groups_advantages_depend_on_another(scale, baseline, rewards):
+    rewards = torch.tensor(rewards)
+    alone = [group_advantages(group[None], scale, baseline) for group in rewards]
+    assert_close(group_advantages(rewards, scale, baseline), torch.cat(alone), **exact)
+
+
+# ---------------------------------------------------------------------------------------- Eq. 8, 9: the masks
+
+
+def eq_8_9(group, delta):
+    """The mask of one group as the paper writes it, in plain Python: `group` is a list of (A, S)."""
+    positive = [s for a, s in group if a > 0]  # S of G+
+    negative = [s for a, s in group if a < 0]  # S of G-
+    if any(math.isnan(s) for s in positive + negative):
+        return [False] * len(group)
+    mask = []
+    for a, s in group:
+        if a > 0:
+            mask.append(s - max(negative, default=-math.inf) >= delta)  # Eq. 8
+        elif a < 0:
+            mask.append(min(positive, default=math.inf) - s >= delta)  # Eq. 9
+        else:
+            mask.append(False)
+    return mask
+
+
+@many
+@given(batch=groups, delta=deltas)
+def test_the_mask_is_eq_8_and_9(batch, delta):
+    assert rectification_mask(*split(batch), delta).tolist() == [eq_8_9(group, delta) for group in batch]
+
+
+@many
+@given(batch=groups, delta=deltas, random=st.randoms(use_true_random=False))
+def test_permuting_a_group_permutes_its_mask(batch, delta, random):
+    order = list(range(len(batch[0])))
+    random.shuffle(order)
+    advantages, scores = split(batch)
+    permuted = rectification_mask(advantages[:, order], scores[:, order], delta)
+    assert torch.equal(permuted, rectification_mask(advantages, scores, delta)[:, order])
+
+
+@many
+@given(batch=groups, low=deltas, more=deltas)
+def test_a_larger_delta_never_keeps_more(batch, low, more):
+    strict, lax = (rectification_mask(*split(batch), delta) for delta in (low + more, low))
+    assert not (strict & ~lax).any()
+
+
+@many
+@given(batch=groups, delta=deltas)
+def test_no_groups_mask_depends_on_another(batch, delta):
+    advantages, scores = split(batch)
+    alone = [rectification_mask(a[None], s[None], delta) for a, s in zip(advantages, scores, strict=True)]
+    assert torch.equal(rectification_mask(advantages, scores, delta), torch.cat(alone))
+
+
+@many
+@given(batch=groups)
+def test_no_signal_is_never_kept(batch):
+    advantages, scores = split(batch)
+    assert not rectification_mask(advantages, scores, 0.0)[advantages == 0].any()
+
+
+@many
+@given(batch=scored, delta=deltas, data=st.data())
+def test_a_missing_score_masks_exactly_its_group_and_only_if_it_was_needed(batch, delta, data):
+    advantages, scores = split(batch)
+    before = rectification_mask(advantages, scores, delta)
+    b = data.draw(st.integers(0, len(batch) - 1))
+    i = data.draw(st.integers(0, len(batch[0]) - 1))
+    scores[b, i] = NAN
+    if advantages[b, i] != 0:
+        before[b] = False
+    assert torch.equal(rectification_mask(advantages, scores, delta), before)
+
+
+@pytest.mark.parametrize(("gap", "delta", "kept"), [(3.0, 3.0, True), (2.5, 3.0, False), (0.0, 0.0, True)])
+def test_the_boundary_belongs_to_the_kept(gap, delta, kept):
+    """Eq. 8-9 say >=. A tie is kept by delta = 0."""
+    advantages, scores = torch.tensor([[0.5, -0.5]]), torch.tensor([[4.0 + gap, 4.0]])
+    assert rectification_mask(advantages, scores, delta).tolist() == [[kept, kept]]
+
+
+def test_delta_zero_still_masks_a_positive_below_a_negative():
+    advantages, scores = torch.tensor([[0.5, -0.5]]), torch.tensor([[4.0, 4.5]])
+    assert rectification_mask(advantages, scores, 0.0).tolist() == [[False, False]]
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_against_an_empty_side_everything_with_a_signal_is_kept(sign):
+    advantages, scores = torch.tensor([[0.5, 0.0, 0.25]]) * sign, torch.tensor([[1.0, 1.0, 10.0]])
+    assert rectification_mask(advantages, scores, 9.0).tolist() == [[True, False, True]]
+
+
+@pytest.mark.parametrize("delta", [-0.5, -1e-9, -math.inf, NAN])
+def test_a_negative_or_missing_delta_is_an_error(delta):
+    with pytest.raises(ValueError, match="delta"):
+        rectification_mask(torch.tensor([[0.5, -0.5]]), torch.tensor([[10.0, 1.0]]), delta)
+
+
+def test_advantages_and_scores_of_different_shapes_are_an_error():
+    with pytest.raises(ValueError, match="must both be"):
+        rectification_mask(torch.tensor([[0.5, -0.5]]), torch.tensor([[10.0], [1.0]]))
+
+
+@many
+@given(batch=groups, delta=deltas)
+def test_the_reasons_say_what_the_mask_does(batch, delta):
+    advantages, scores = split(batch)
+    keep, why = rectification_mask(advantages, scores, delta), reasons(advantages, scores, delta)
+    words = torch.tensor([["kept", "masked", "no signal"].index(text.split(":")[0]) for row in why for text in row])
+    wanted = torch.where(keep, 0, torch.where(advantages == 0, 2, 1))
+    assert words.tolist() == wanted.flatten().tolist()
+
+
+def test_the_reasons_name_the_rival_and_the_gap():
+    advantages = torch.tensor([[0.5, 0.5, -0.5, -0.5, 0.0]])
+    scores = torch.tensor([[10.0, 4.5, 5.5, 1.0, NAN]])
+    assert reasons(advantages, scores, 3.0) == [
+        [
+            "kept: S 10 against the best negative's 5.5, gap 4.5 >= 3",
+            "masked: S 4.5 against the best negative's 5.5, gap -1 < 3",
+            "masked: S 5.5 against the worst positive's 4.5, gap -1 < 3",
+            "kept: S 1 against the worst positive's 4.5, gap 3.5 >= 3",
+            "no signal: A = 0",
+        ]
+    ]
+
+
+# ---------------------------------------------------------------------------------------- GTPO's token weights
+
+
+def test_conflict_weights_by_hand():
+    """Letters for tokens, `$` the end token, `.` padding (which repeats tokens of the responses on purpose)."""
+    rows = {
+        "abxc$": 0.5,  # from the start a b, from the end $ c; x is between the runs
+        "abc$b": 0.5,  # length 4: the same runs meet, no token is its own
+        "abyzc$": -0.5,
+        "x$bcc$": -0.5,  # length 2: x is at another place than in row 0; $ ends it
+        "abxc$a": 0.0,  # A = 0: on neither side, weighs 1
+    }
+    lengths = [5, 4, 6, 2, 5]
+    tokens = torch.tensor([[ord(c) for c in row.ljust(6, "b")] for row in rows])  # (N, T)
+    mask = torch.arange(6) < torch.tensor(lengths)[:, None]
+    weights = conflict_weights(torch.tensor([list(rows.values())]), tokens, mask)
+    cut = [row[:length].int().tolist() for row, length in zip(weights, lengths, strict=True)]
+    assert cut == [[2, 2, 1, 2, 2], [2, 2, 2, 2], [0, 0, 1, 1, 0, 0], [1, 0], [1, 1, 1, 1, 1]]
+
+
+def conflict_loop(group):
+    """The weights of one group by PAPER.md's words: `group` is a list of (A, the response's tokens)."""
+
+    def holds(sign, token, place):  # does a response of this sign hold this token at this place?
+        return any(
+            a * sign > 0 and -len(row) <= place < len(row) and row[place] == token for a, row in group
+        )  # a place < 0 counts from the end
+
+    def common(row, place):
+        return holds(+1, row[place], place) and holds(-1, row[place], place)
+
+    weights = []
+    for a, row in group:
+        n = len(row)
+        prefix = [all(common(row, u) for u in range(t + 1)) for t in range(n)]
+        suffix = [all(common(row, u - n) for u in range(t, n)) for t in range(n)]
+        in_conflict = {1: 2, 0: 1, -1: 0}[(a > 0) - (a < 0)]
+        weights.append([in_conflict if prefix[t] or suffix[t] else 1 for t in range(n)])
+    return weights
+
+
+few_tokens = st.lists(st.integers(0, 2), min_size=5, max_size=5)
+
+
+@many
+@given(batch=matrices(st.tuples(advantage_values, st.integers(1, 5), few_tokens), largest_size=4))
+def test_conflict_weights_are_the_slow_loop(batch):
+    rows = [row for group in batch for row in group]
+    tokens = torch.tensor([row for _, _, row in rows])  # what stands behind a row's length is garbage
+    mask = torch.arange(5) < torch.tensor([length for _, length, _ in rows])[:, None]
+    advantages = torch.tensor([[a for a, _, _ in group] for group in batch])
+    weights = conflict_weights(advantages, tokens, mask)
+    wanted = [w for group in batch for w in conflict_loop([(a, row[:length]) for a, length, row in group])]
+    assert [row[kept].tolist() for row, kept in zip(weights, mask, strict=True)] == wanted
+
+
+# ---------------------------------------------------------------------------------------- the file
+
+
+def test_the_file_imports_torch_and_the_standard_library_alone():
+    found = set()
+    for node in ast.walk(ast.parse(Path(dagrpo.__file__).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import"
+            found.add(node.module.split(".")[0])
+    assert found - sys.stdlib_module_names == {"torch"}
+
+
+def test_a_copy_of_the_file_runs_and_shows_every_recipe(tmp_path):
+    copy = shutil.copy(dagrpo.__file__, tmp_path)
+    page = subprocess.run([sys.executable, copy], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    for name, recipe in METHODS.items():
+        assert f"\n  {name}: {recipe.paper}" in page
+
+
+def test_recipes_and_updates_cannot_be_changed_in_place():
+    with pytest.raises(FrozenInstanceError):
+        METHODS["dagrpo"].rectify = False
+    update = dagrpo.Update(*[torch.zeros(1)] * 6)
+    with pytest.raises(FrozenInstanceError):
+        update.keep = torch.ones(1)

@@ -1,0 +1,629 @@
+"""The losses (Eq. 2, 10-13 and the recipes' papers): closed forms, a slow loop beside the tensor code, invariants.
+
+A push is -dloss/dlogp of a token: what gradient descent adds to its log-prob, up to the step size.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import log, sqrt
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import tensor
+from torch.testing import assert_close
+
+from dagrpo import (
+    METHODS,
+    build_update,
+    divisor_weights,
+    group_advantages,
+    kl_k3,
+    policy_loss,
+    rectification_mask,
+    signal_rows,
+    surrogate,
+)
+
+NAN = float("nan")
+ln_2 = log(2)
+tight = {"rtol": 1e-9, "atol": 1e-12}
+every_recipe = pytest.mark.parametrize("name", list(METHODS))
+some = settings(deadline=None, max_examples=20)
+seeds = st.integers(0, 2**31)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def double_precision():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything from which one optimiser update is made. `new` and `entropy` are what carries gradient."""
+
+    R: torch.Tensor  # (B, G)
+    S: torch.Tensor  # (B, G)
+    tokens: torch.Tensor  # (N, T)
+    mask: torch.Tensor  # (N, T)
+    new: torch.Tensor  # (N, T) log-probs being trained
+    old: torch.Tensor  # (N, T) log-probs when sampled
+    ref: torch.Tensor  # (N, T) log-probs of the reference
+    entropy: torch.Tensor  # (N, T) now
+    entropy_old: torch.Tensor  # (N, T) when sampled
+    is_anchor: torch.Tensor  # (N,)
+    start_entropy: float = 0.5
+    max_new_tokens: int = 10
+
+
+def update_of(case, recipe, with_ref=False):
+    """The modules' own way from a case to an update, as train.py goes it."""
+    A = group_advantages(case.R, recipe.scale, recipe.baseline)
+    keep = rectification_mask(A, case.S, 3.0) if recipe.rectify else torch.ones_like(A, dtype=torch.bool)
+    inputs = (case.tokens, case.mask, case.old, case.entropy_old, case.is_anchor, case.max_new_tokens)
+    return build_update(recipe, A, keep, *inputs, case.start_entropy, case.ref if with_ref else None)
+
+
+def pushes(case, recipe, update=None, kl_beta=0.0):
+    """-dloss/dlogp and -dloss/dentropy, (N, T) each."""
+    update = update or update_of(case, recipe, kl_beta > 0)
+    logp, entropy = case.new.clone().requires_grad_(), case.entropy.clone().requires_grad_()
+    policy_loss(logp, update, recipe, entropy, kl_beta).backward()
+    return -logp.grad, torch.zeros_like(entropy) if entropy.grad is None else -entropy.grad
+
+
+# ---------------------------------------------------------------------------------------- closed forms, by hand
+
+
+def two_responses():
+    """A right and a wrong response: R = 1, 0. T = 4, the wrong one has 3 tokens and a pad.
+
+    Ratios 1, 1.25, 6, 1/2 and 6, 1/2, 5/4. With clip (0.8, 1.2), A > 0 loses the tokens at 1.25 and 6 and keeps the
+    one at 1/2; A < 0 keeps 6 and 5/4 and loses 1/2. Tokens 7 1 2 9 and 7 5 9: in conflict are the 7s and the 9s.
+    """
+    ratios = tensor([[1.0, 1.25, 6.0, 0.5], [6.0, 0.5, 1.25, 1.0]])
+    new = torch.full((2, 4), log(0.4))
+    return Case(
+        R=tensor([[1.0, 0.0]]),
+        S=tensor([[10.0, 1.0]]),
+        tokens=tensor([[7, 1, 2, 9], [7, 5, 9, 0]]),
+        mask=tensor([[True] * 4, [True, True, True, False]]),
+        new=new,
+        old=new - ratios.log(),
+        ref=new,
+        entropy=torch.zeros(2, 4),
+        entropy_old=tensor([[0.2, 0.8, 0.6, 0.4], [0.1, 0.2, 0.3, 99.0]]),  # means over the tokens 0.5 and 0.2
+        is_anchor=tensor([False, False]),
+    )
+
+
+def more_rows(case, R, S, **rows):
+    """The case with other groups, and these rows behind its own."""
+    return replace(case, R=R, S=S, **{name: torch.cat([getattr(case, name), x]) for name, x in rows.items()})
+
+
+# scale "group": the mean is 1/2, the unbiased std of (1, 0) is sqrt(1/4 + 1/4) = sqrt(1/2)
+a = 0.5 / (sqrt(0.5) + 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        # sequence: 1/(2 rows * 4 tokens) = 1/8 and 1/(2 * 3) = 1/6.  A = +a, -a.  A * ratio / divisor where not clipped
+        ("grpo", [a / 8, 0, 0, a / 16], [-6 * a / 6, 0, -1.25 * a / 6]),
+        # constant: 1/(2 * 10) = 1/20.  A = +1/2, -1/2.  1/40; 1/2 * 1/40;  6/40, 1.25/40
+        ("dr_grpo", [0.025, 0, 0, 0.0125], [-0.15, 0, -0.03125]),
+        # tokens: 1/7.  The upper clip is 1.28, so the token at 1.25 is in
+        ("dapo", [a / 7, 1.25 * a / 7, 0, 0.5 * a / 7], [-6 * a / 7, 0, -1.25 * a / 7]),
+        # one ratio a row: (1 * 1.25 * 6 * .5)^(1/4) = 3.75^(1/4) > 1.0004 and A > 0: clipped;  (6 * .5 * 1.25)^(1/3)
+        # = 3.75^(1/3) and A < 0: kept.  All 3 terms have 1/3 of the ratio's gradient: A * ratio / (2 * 3) on each token
+        ("gspo", [0, 0, 0, 0], [-(3.75 ** (1 / 3)) * a / 6] * 3),
+        # min(ratio, 5) * A / 7 for every token
+        ("cispo", [a / 7, 1.25 * a / 7, 5 * a / 7, 0.5 * a / 7], [-5 * a / 7, -0.5 * a / 7, -1.25 * a / 7]),
+        # A = 1 - 0, 0 - 1 against the other; ratio 1; 1/20
+        ("rloo", [0.05] * 4, [-0.05] * 3),
+        # A = 1/2 - 0.1 * 0.5 = 0.45 and -1/2 - 0.1 * 0.2 = -0.52; 1/8 and 1/6; conflict tokens 2 and 0; no clip
+        # 0.45/8 * (2 * 1, 1.25, 6, 2 * 0.5);  0.52/6 * 0.5
+        ("gtpo", [0.1125, 0.0703125, 0.3375, 0.05625], [0, -0.26 / 6, 0]),
+    ],
+)
+def test_closed_form_of_the_recipes_without_anchors_and_masks(name, right, wrong):
+    push, _ = pushes(two_responses(), METHODS[name])
+    assert_close(push, tensor([right, [*wrong, 0.0]]), **tight)
+
+
+def test_closed_form_of_gspo_at_its_narrow_clip():
+    """Mean log-ratios of +3.5e-4, +4.5e-4 (A > 0) and -2.5e-4, -3.5e-4 (A < 0): the second and the last are out."""
+    case = two_responses()
+    means = tensor([3.5e-4, 4.5e-4, -2.5e-4, -3.5e-4])[:, None]
+    spread = tensor([0.3, -0.5, 0.2, 0.0])  # sums to 0: single tokens are far outside
+    case = replace(
+        more_rows(case, tensor([[1.0, 1.0, 0.0, 0.0]]), tensor([[10.0, 10.0, 1.0, 1.0]])),
+        **{part: torch.zeros(4, 4) for part in ("new", "ref", "entropy", "entropy_old")},
+        old=-(means + spread),
+        tokens=torch.zeros(4, 4),
+        mask=torch.ones(4, 4, dtype=torch.bool),
+        is_anchor=torch.zeros(4, dtype=torch.bool),
+    )
+    # A = +-1/2 over the std of (1, 1, 0, 0), sqrt(4 * 1/4 / 3) = sqrt(1/3); divisor 4 rows * 4 tokens
+    A = 0.5 / (sqrt(1 / 3) + 1e-4)
+    push, _ = pushes(case, METHODS["gspo"])
+    wanted = tensor([A * math.exp(3.5e-4) / 16, 0.0, -A * math.exp(-2.5e-4) / 16, 0.0])
+    assert_close(push, wanted[:, None].expand(4, 4), **tight)
+
+
+# an anchor of two tokens, p = 0.4 and 0.1; nobody sampled it, so what stands in `old` and `entropy_old` is NaN
+anchor = {
+    "tokens": tensor([[7, 9, 0, 0]]),
+    "mask": tensor([[True, True, False, False]]),
+    "new": torch.tensor([[log(0.4), log(0.1), 0.0, 0.0]], dtype=torch.float64),
+    "old": torch.full((1, 4), NAN, dtype=torch.float64),
+    "ref": torch.zeros((1, 4), dtype=torch.float64),
+    "entropy": torch.zeros((1, 4), dtype=torch.float64),
+    "entropy_old": torch.full((1, 4), NAN, dtype=torch.float64),
+    "is_anchor": tensor([True]),
+}
+
+
+def test_closed_form_of_luffy():
+    """R = 1, 0, 1: A = 1/3, -2/3, 1/3; constant 1/(3 * 10); no clip; the anchor's tokens weigh 0.1 p / (p + 0.1)^2.
+
+    Rollouts: ratio * 1/90 and ratio * -2/90. The anchor: d/dlogp p/(p + 0.1) = 0.1 p / (p + 0.1)^2 = 0.04/0.25 = 0.16
+    and 0.01/0.04 = 0.25. The entropy bonus: 0.001/30 on each of the 4 + 3 + 2 tokens.
+    """
+    case = more_rows(two_responses(), tensor([[1.0, 0.0, 1.0]]), tensor([[10.0, 1.0, 10.0]]), **anchor)
+    push, on_entropy = pushes(case, METHODS["luffy"])
+    rows = [[1.0, 1.25, 6.0, 0.5], [-12.0, -1.0, -2.5, 0.0], [0.16, 0.25, 0.0, 0.0]]
+    assert_close(push, tensor(rows) / 90, **tight)
+    assert_close(on_entropy, case.mask * (0.001 / 30), **tight)
+
+
+def undistinct_rows():
+    """A right response of S = 6 and a wrong one of S = 4, to stand behind two_responses' S = 10 and S = 1.
+
+    Eq. 8: 10 - 4 >= 3 kept, 6 - 4 < 3 masked. Eq. 9: 6 - 1 >= 3 kept, 6 - 4 < 3 masked.
+    """
+    case = two_responses()
+    return {name: getattr(case, name) for name in anchor}
+
+
+def test_closed_form_of_dagrpo_without_anchors():
+    """R = 1, 0, 1, 0: A = +-1/2. Constant 1/(4 * 10), also over the masked rows: 1/80 times the ratio."""
+    rows = undistinct_rows()
+    case = more_rows(two_responses(), tensor([[1.0, 0.0, 1.0, 0.0]]), tensor([[10.0, 1.0, 6.0, 4.0]]), **rows)
+    push, _ = pushes(case, METHODS["dagrpo_on"])
+    wanted = [[1 / 80, 0, 0, 0.5 / 80], [-6 / 80, 0, -1.25 / 80, 0], [0.0] * 4, [0.0] * 4]
+    assert_close(push, tensor(wanted), **tight)
+
+
+def test_closed_form_of_dagrpo():
+    """R = 1, 0, 1, 0, 1: A = 0.4, -0.6. Constant 1/(5 * 10): 0.008 and -0.012 times the ratio; anchors have none."""
+    case = more_rows(two_responses(), tensor([[0.0, 0.0]]), tensor([[0.0, 0.0]]), **undistinct_rows())
+    case = more_rows(case, tensor([[1.0, 0.0, 1.0, 0.0, 1.0]]), tensor([[10.0, 1.0, 6.0, 4.0, 10.0]]), **anchor)
+    push, _ = pushes(case, METHODS["dagrpo"])
+    wanted = [[0.008, 0, 0, 0.004], [-0.072, 0, -0.015, 0], [0.0] * 4, [0.0] * 4, [0.008, 0.008, 0, 0]]
+    assert_close(push, tensor(wanted), **tight)
+
+
+def test_an_anchor_can_be_masked_and_a_wrong_one_is_pushed_down():
+    """PAPER.md's safety net: it is Eq. 8-9 like for any row. A = +-1/2, constant 1/(2 * 10)."""
+    case = two_responses()
+    case = replace(
+        case, is_anchor=tensor([False, True]), old=torch.full((2, 4), NAN).where(tensor([[0], [1]]) == 1, case.new)
+    )
+    for R, S, wanted in (
+        ([0.0, 1.0], [4.0, 6.5], 0.0),
+        ([0.0, 1.0], [4.0, 7.0], 0.025),
+        ([1.0, 0.0], [10.0, 1.0], -0.025),
+    ):
+        push, _ = pushes(replace(case, R=tensor([R]), S=tensor([S])), METHODS["dagrpo"])
+        assert_close(push[1], tensor([wanted] * 3 + [0.0]), **tight)
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("dr_grpo", [0, 1, 1, 0], [0, 1, 0]),
+        ("dapo", [0, 0, 1, 0], [0, 1, 0]),
+        ("gspo", [1, 1, 1, 1], [0, 0, 0]),
+        ("cispo", [0, 0, 1, 0], [1, 0, 0]),
+        ("rloo", [0, 0, 0, 0], [0, 0, 0]),
+    ],
+)
+def test_the_clip_says_which_tokens_it_touched(name, right, wrong):
+    case = two_responses()
+    _, clipped = surrogate(case.new, update_of(case, METHODS[name]), METHODS[name])
+    assert clipped.int().tolist() == [right, [*wrong, 0]]
+
+
+def test_neither_masked_rows_nor_anchors_count_as_clipped():
+    case = more_rows(two_responses(), tensor([[1.0, 0.0, 1.0]]), tensor([[10.0, 8.0, 10.0]]), **anchor)
+    _, clipped = surrogate(case.new, update_of(case, METHODS["dagrpo"]), METHODS["dagrpo"])
+    assert not clipped.any()
+
+
+def test_min_for_both_signs_of_the_advantage():
+    """A token that went up (ratio 2) though A < 0 must be pulled back; max would leave it. And the mirror image."""
+    recipe = METHODS["dr_grpo"]
+    case = two_responses()
+    update = replace(update_of(case, recipe), advantages=tensor([-1.0, 1.0]))
+    logp = (update.logp_old + tensor([[log(2.0)], [log(0.5)]])).requires_grad_()
+    objective, clipped = surrogate(logp, update, recipe)
+    assert_close(objective[update.mask], tensor([-2.0] * 4 + [0.5] * 3), **tight)  # max: -1.2 and 0.8
+    assert not clipped.any()
+    objective[update.mask].sum().backward()
+    assert_close(logp.grad, tensor([[-2.0] * 4, [0.5] * 3 + [0.0]]), **tight)  # max: 0
+
+
+# ---------------------------------------------------------------------------------------- PAPER.md's table, literally
+
+PINNED = {  # baseline, std, ratio, clip (low, high) or none, divisor
+    "grpo": ("mean", True, "token", (0.2, 0.2), "sequence"),
+    "dr_grpo": ("mean", False, "token", (0.2, 0.2), "constant"),
+    "dapo": ("mean", True, "token", (0.2, 0.28), "tokens"),
+    "gspo": ("mean", True, "sequence", (3e-4, 4e-4), "sequence"),
+    "cispo": ("mean", True, "cispo", None, "tokens"),
+    "rloo": ("others", False, "one", None, "constant"),
+    "gtpo": ("mean", False, "token", None, "sequence"),
+    "luffy": ("mean", False, "token", None, "constant"),
+    "dagrpo_on": ("mean", False, "token", (0.2, 0.2), "constant"),
+    "dagrpo": ("mean", False, "token", (0.2, 0.2), "constant"),
+}
+
+
+def test_methods_has_the_ten_recipes():
+    assert METHODS.keys() >= PINNED.keys()
+
+
+def random_case(seed, anchors, B=2, G=4, T=5):
+    """Ragged rows, an equal-reward group now and then, ratios from far inside to far outside every clip."""
+    g = torch.Generator().manual_seed(seed)
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=g)
+
+    def pick(values, *shape):
+        return tensor(values)[torch.randint(len(values), shape, generator=g)]
+
+    N = B * G
+    new = -0.05 - 3 * rand(N, T)
+    is_anchor = torch.arange(N) % G == (G - 1 if anchors else -1)
+    old = new - pick([0.0, 1e-4, 1e-3, 0.3, 2.0], N, 1) * torch.randn(N, T, generator=g)
+    return Case(
+        R=pick([0.0, 0.5, 1.0], B, G) if seed % 3 else pick([0.0, 1.0], B, 1).expand(B, G).clone(),
+        S=pick([1.0, 2.5, 4.0, 5.5, 7.0, 10.0] if seed % 5 else [1.0, 7.0, NAN], B, G),
+        tokens=torch.randint(3, (N, T), generator=g),
+        mask=torch.arange(T) < torch.randint(1, T + 1, (N, 1), generator=g),
+        new=new,
+        old=old.masked_fill(is_anchor[:, None], NAN),
+        ref=new + 0.3 * torch.randn(N, T, generator=g),
+        entropy=rand(N, T),
+        entropy_old=1.4 * rand(N, T),
+        is_anchor=is_anchor,
+        start_entropy=float(pick([0.5, 2.0], 1)),
+        max_new_tokens=T + int(torch.randint(4, (), generator=g)),
+    )
+
+
+def slow_loss(name, case, new, entropy, kl_beta):
+    """The loss of a whole update, sequence by sequence and token by token; `new`, `entropy` are lists of scalars."""
+    baseline, std, ratio_kind, clip, divisor = PINNED[name]
+    B, G = case.R.shape
+    lengths = case.mask.sum(1).tolist()
+    total = tensor(0.0)
+    for b in range(B):
+        R, S = case.R[b].tolist(), case.S[b].tolist()
+        rows = range(b * G, (b + 1) * G)
+        A = []
+        for i in range(G):
+            others = [R[k] for k in range(G) if baseline == "mean" or k != i]
+            A.append(R[i] - sum(others) / len(others))
+            if std and len(set(R)) > 1:
+                mean = sum(R) / G
+                A[i] /= sqrt(sum((r - mean) ** 2 for r in R) / (G - 1)) + 1e-4
+        positive, negative = [i for i in range(G) if A[i] > 0], [i for i in range(G) if A[i] < 0]
+        for i, n in enumerate(rows):
+            tokens, length = case.tokens[n].tolist(), lengths[n]
+            advantage, keep, token_weights = A[i], True, [1.0] * length
+            if name in ("dagrpo", "dagrpo_on") and A[i] != 0:  # Eq. 8, 9
+                mine, other = (positive, negative) if A[i] > 0 else (negative, positive)
+                gaps = [(S[i] - S[k]) if A[i] > 0 else (S[k] - S[i]) for k in other]
+                keep = all(gap >= 3.0 for gap in gaps) and not any(math.isnan(S[k]) for k in mine + other)
+            if name == "gtpo":
+                shared = {1: [], -1: []}  # per direction: is the token at t in both signs, counted from that end?
+                for way in (1, -1):
+                    for t in range(length):
+                        place = t if way == 1 else t - length
+                        both = [
+                            any(
+                                -lengths[m] <= place < lengths[m]
+                                and case.tokens[m, place % lengths[m]].item() == tokens[t]
+                                for m in (rows[k] for k in side)
+                            )
+                            for side in (positive, negative)
+                        ]
+                        shared[way].append(all(both))
+                for t in range(length):
+                    if all(shared[1][: t + 1]) or all(shared[-1][t:]):
+                        token_weights[t] = 2.0 if A[i] > 0 else 0.0
+                row_entropy = sum(case.entropy_old[n, :length].tolist()) / length
+                advantage = A[i] - 0.1 * row_entropy
+                keep = case.start_entropy >= ln_2 or row_entropy <= ln_2
+            if ratio_kind == "sequence":
+                mean_log_ratio = sum((new[n][t] - case.old[n, t] for t in range(length)), tensor(0.0)) / length
+            for t in range(length):
+                lp = new[n][t]
+                if case.is_anchor[n]:
+                    ratio = (lp - lp.detach()).exp() if name == "dagrpo" else lp.exp() / (lp.exp() + 0.1)
+                    term = ratio * advantage
+                elif ratio_kind == "one":
+                    term = advantage * lp
+                elif ratio_kind == "cispo":
+                    term = min((lp - case.old[n, t]).exp().item(), 5.0) * advantage * lp
+                else:
+                    ratio = mean_log_ratio.exp() if ratio_kind == "sequence" else (lp - case.old[n, t]).exp()
+                    term = ratio * advantage
+                    if clip:
+                        bounded = min(max(ratio.item(), 1 - clip[0]), 1 + clip[1]) * advantage
+                        term = term if term.item() <= bounded else tensor(bounded)
+                term = term if keep else tensor(0.0)
+                if name == "luffy":
+                    term = term + 0.001 * entropy[n][t]
+                if kl_beta and not case.is_anchor[n]:
+                    log_ratio = case.ref[n, t] - lp
+                    term = term - kl_beta * (log_ratio.exp() - log_ratio - 1)
+                term = term * token_weights[t]  # GTPO's is part of Update.weight, so it falls on a KL term too
+                over = {"constant": B * G * case.max_new_tokens, "sequence": B * G * length, "tokens": sum(lengths)}
+                total = total - term / over[divisor]
+    return total
+
+
+@every_recipe
+@pytest.mark.parametrize("kl_beta", [0.0, 0.05])
+def test_the_gradient_is_that_of_the_slow_loop(name, kl_beta):
+    if name not in PINNED:
+        pytest.skip("a recipe that PAPER.md does not pin")
+    recipe = METHODS[name]
+    gradients = []
+    for seed in range(15):
+        case = random_case(seed, recipe.anchors)
+        new, entropy = (
+            [[x.requires_grad_() for x in row] for row in part.clone()] for part in (case.new, case.entropy)
+        )
+        leaves = [x for part in (new, entropy) for row in part for x in row]
+        loss = slow_loss(name, case, new, entropy, kl_beta)
+        slow = (
+            torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True) if loss.requires_grad else None
+        )
+        slow = torch.stack(slow).view(2, *case.new.shape) if slow else torch.zeros(2, *case.new.shape)
+        assert_close(torch.stack(pushes(case, recipe, kl_beta=kl_beta)), -slow, **tight)
+        gradients.append(slow[0])
+    assert (torch.stack(gradients) != 0).any()
+
+
+def test_dagrpos_gradient_is_eq_13_assembled_from_each_responses_own():
+    """Eq. 13 at ratio 1 on real parameters: sum_i A_i M_i grad log pi(o_i) / (N * max_new_tokens), one i at a time."""
+    torch.manual_seed(0)
+    recipe, case = METHODS["dagrpo"], random_case(1, anchors=True)
+    R = tensor([[1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0]])
+    S = tensor([[10.0, 4.0, 4.5, 10.0], [7.5, 1.0, 4.5, 10.0]])
+    model = torch.nn.Sequential(torch.nn.Embedding(4, 3), torch.nn.Linear(3, 4))  # a bigram model; 3 is the prompt
+    context = torch.cat([torch.full((8, 1), 3), case.tokens[:, :-1]], dim=1)
+    logp = model(context).log_softmax(-1).gather(2, case.tokens[:, :, None]).squeeze(2)  # (N, T)
+    update = update_of(replace(case, R=R, S=S, old=logp.detach()), recipe)
+    policy_loss(logp, update, recipe).backward()
+    # A: group 1's mean is 3/4, group 2's 1/2. M, delta 3: in group 1 the negative has S = 4.5 and the worst positive
+    # 4 (masked, as is that positive); 10 - 4.5 stays. In group 2 7.5 - 4.5 >= 3 is the smallest gap: all stay.
+    A_times_M = [0.25, 0.0, 0.0, 0.25, 0.5, -0.5, -0.5, 0.5]
+    wanted = [torch.zeros_like(p) for p in model.parameters()]
+    for i, coefficient in enumerate(A_times_M):
+        length = int(case.mask[i].sum())
+        alone = model(context[i, :length]).log_softmax(-1)[range(length), case.tokens[i, :length]].sum()  # log pi(o_i)
+        for whole, part in zip(wanted, torch.autograd.grad(alone, list(model.parameters())), strict=True):
+            whole += coefficient * part / (8 * case.max_new_tokens)
+    for parameter, gradient in zip(model.parameters(), wanted, strict=True):
+        assert gradient.abs().max() > 1e-6
+        assert_close(-parameter.grad, gradient, **tight)
+
+
+# ---------------------------------------------------------------------------------------- invariants of the loss
+
+
+@every_recipe
+@pytest.mark.parametrize("kl_beta", [0.0, 0.05])
+@some
+@given(seed=seeds, cuts=st.sets(st.integers(1, 7)), random=st.randoms(use_true_random=False))
+def test_the_loss_depends_neither_on_the_micro_batch_nor_on_the_order_of_rows(name, kl_beta, seed, cuts, random):
+    recipe = METHODS[name]
+    case = random_case(seed, recipe.anchors)
+    update = update_of(case, recipe, with_ref=True)
+    order = list(range(8))
+    random.shuffle(order)
+    cuts = [0, *sorted(cuts), 8]
+    logp, entropy = case.new.clone().requires_grad_(), case.entropy.clone().requires_grad_()
+    total = 0.0
+    for first, last in pairwise(cuts):
+        index = tensor(order[first:last])
+        part = update.rows(index)
+        width = part.mask.shape[1]  # micro-batches may be cut to their longest row
+        loss = policy_loss(logp[index, :width], part, recipe, entropy[index, :width], kl_beta)
+        loss.backward()
+        total += loss.item()
+    whole = policy_loss(case.new, update, recipe, case.entropy, kl_beta)
+    assert total == pytest.approx(whole.item(), rel=1e-9, abs=1e-12)
+    push, on_entropy = pushes(case, recipe, update, kl_beta)
+    assert_close(-logp.grad, push, **tight)
+    assert_close(torch.zeros_like(on_entropy) if entropy.grad is None else -entropy.grad, on_entropy, **tight)
+
+
+@every_recipe
+@some
+@given(seed=seeds)
+def test_what_stands_in_padding_changes_nothing(name, seed):
+    recipe = METHODS[name]
+    case = random_case(seed, recipe.anchors)
+    clean = pushes(case, recipe)
+    assert torch.isfinite(torch.stack(clean)).all()
+    pads = ~case.mask
+    garbage = replace(
+        case,
+        tokens=case.tokens.masked_fill(pads, 1),
+        old=case.old.masked_fill(pads, NAN),
+        new=case.new.masked_fill(pads, -50.0),
+        entropy=case.entropy.masked_fill(pads, NAN),
+        entropy_old=case.entropy_old.masked_fill(pads, 9.0),
+    )
+    assert policy_loss(garbage.new, update_of(garbage, recipe), recipe, garbage.entropy).isfinite()
+    for dirty, wanted in zip(pushes(garbage, recipe), clean, strict=True):
+        assert torch.equal(dirty, wanted)
+        assert not dirty[pads].any()
+
+
+@pytest.mark.parametrize("name", ["luffy", "dagrpo"])
+@pytest.mark.parametrize("garbage", [NAN, 0.0, -1e4, math.inf])
+def test_an_anchors_sampling_log_probs_are_not_read(name, garbage):
+    """random_case has NaN there already; nothing else may give another gradient, and none may be NaN."""
+    for seed in (1, 2, 4):
+        case = random_case(seed, anchors=True)
+        push, _ = pushes(replace(case, old=case.old.masked_fill(case.is_anchor[:, None], garbage)), METHODS[name])
+        assert torch.isfinite(push).all()
+        assert torch.equal(push, pushes(case, METHODS[name])[0])
+
+
+@every_recipe
+@pytest.mark.parametrize("kl_beta", [0.0, 0.05])
+def test_skipped_rows_have_no_gradient(name, kl_beta):
+    """No row with a gradient is dropped; with KL no rollout is, with an entropy bonus no row at all."""
+    recipe = METHODS[name]
+    dropped_rows = 0
+    for seed in range(30):
+        case = random_case(seed, recipe.anchors)
+        update = update_of(case, recipe, with_ref=True)
+        push, on_entropy = pushes(case, recipe, update, kl_beta)
+        dropped = ~signal_rows(update, recipe, kl_beta)
+        assert not push[dropped].any()
+        assert not on_entropy[dropped].any()
+        assert not (kl_beta and (dropped & ~case.is_anchor).any())
+        dropped_rows += int(dropped.sum())
+    # what is dropped here: groups of equal rewards, masked and filtered rows; with KL only anchors can be
+    droppable = recipe.anchors if kl_beta else True
+    assert (dropped_rows > 0) == (droppable and not recipe.entropy_bonus)
+
+
+# ---------------------------------------------------------------------------------------- divisors
+
+
+def test_divisors_closed_forms():
+    mask = tensor([[True, False, False], [True, True, True]])
+    # constant: 2 rows * 10;  sequence: 2 rows * 1 and 2 rows * 3;  tokens: 4
+    assert_close(divisor_weights(mask, "constant", 10), tensor([[1, 0, 0], [1, 1, 1]]) / 20, **tight)
+    assert_close(divisor_weights(mask, "sequence", 10), tensor([[3, 0, 0], [1, 1, 1]]) / 6, **tight)
+    assert_close(divisor_weights(mask, "tokens", 10), tensor([[1, 0, 0], [1, 1, 1]]) / 4, **tight)
+
+
+def test_an_unknown_divisor_is_an_error():
+    with pytest.raises(ValueError, match="divisor"):
+        divisor_weights(tensor([[True]]), "mean", 10)
+
+
+@pytest.mark.parametrize("divisor", ["constant", "sequence", "tokens"])
+def test_masked_and_no_signal_rows_stay_in_the_divisor(divisor):
+    """Eq. 10's 1/G is not the number kept: what two_responses get shrinks by half beside two rows that get nothing."""
+    recipe = replace(METHODS["dagrpo_on"], divisor=divisor)
+    alone, _ = pushes(two_responses(), recipe)
+    rows = undistinct_rows()
+    masked = more_rows(two_responses(), tensor([[1.0, 0.0, 1.0, 0.0]]), tensor([[10.0, 1.0, 6.0, 4.0]]), **rows)
+    no_signal = replace(masked, R=tensor([[1.0, 0.0], [1.0, 1.0]]), S=tensor([[10.0, 1.0], [10.0, 1.0]]))
+    for case in (masked, no_signal):
+        push, _ = pushes(case, recipe)
+        assert_close(push, torch.cat([alone / 2, torch.zeros(2, 4)]), **tight)
+
+
+# ---------------------------------------------------------------------------------------- KL, entropy, GTPO, LUFFY
+
+
+def test_k3_is_never_negative_and_its_gradient_is_one_minus_the_ratio():
+    """k3 = e^d - d - 1 with d = ref - logp; dk3/dlogp = 1 - e^d: 0 at equality, below 0 where ref is higher."""
+    logp = -torch.linspace(0.01, 8, 50).requires_grad_()
+    logp.retain_grad()
+    ref = -torch.linspace(8, 0.01, 50)
+    value = kl_k3(logp, ref)
+    assert (value > 0).all()
+    assert value[0].item() == pytest.approx(math.exp(-7.99) + 7.99 - 1, rel=1e-12)  # d = -8 + 0.01
+    value.sum().backward()
+    assert_close(logp.grad, 1 - (ref - logp.detach()).exp(), **tight)
+
+
+def test_k3_is_zero_and_flat_where_the_policies_agree():
+    logp = tensor([-0.3, -2.0, -9.0], requires_grad=True)
+    value = kl_k3(logp, logp.detach())
+    value.sum().backward()
+    assert not value.any()
+    assert not logp.grad.any()
+
+
+@every_recipe
+def test_kl_pulls_rollouts_to_the_reference_and_leaves_anchors_alone(name):
+    """What kl_beta adds to a push: -beta * (1 - e^(ref - logp)) / divisor on rollouts, masked ones too."""
+    recipe = METHODS[name]
+    for seed in (0, 1, 2, 5):
+        case = random_case(seed, recipe.anchors)
+        added = pushes(case, recipe, kl_beta=0.25)[0] - pushes(case, recipe)[0]
+        pull = -0.25 * (1 - (case.ref - case.new).exp()) * update_of(case, recipe).weight
+        assert not added[case.is_anchor].any()
+        assert_close(added[~case.is_anchor], pull[~case.is_anchor], **tight)
+
+
+def test_luffys_anchor_ratio_has_the_derivative_of_p_over_p_plus_a_tenth():
+    """Value p / (p + 0.1), and by dp/dlogp = p the slope 0.1 p / (p + 0.1)^2: largest, 1/4, at p = 0.1."""
+    case = more_rows(two_responses(), tensor([[0.0, 1.0, 0.0]]), tensor([[1.0, 1.0, 1.0]]), **anchor)
+    case = replace(case, is_anchor=tensor([True] * 3))
+    p = tensor([[0.9, 0.5, 0.2, 0.1], [0.05, 0.01, 0.3, 0.7], [1.0, 1e-4, 0.1, 0.1]])
+    update = replace(update_of(case, METHODS["luffy"]), advantages=tensor([1.0, -1.0, 3.0]))
+    logp = p.log().requires_grad_()
+    objective, _ = surrogate(logp, update, METHODS["luffy"])
+    sign = tensor([[1.0], [-1.0], [3.0]])
+    assert_close(objective, sign * p / (p + 0.1), **tight)
+    objective.sum().backward()
+    assert_close(logp.grad, sign * 0.1 * p / (p + 0.1) ** 2, **tight)
+
+
+@pytest.mark.parametrize("divisor", ["constant", "sequence", "tokens"])
+def test_the_entropy_bonus_goes_through_the_divisor(divisor):
+    """0.001 / divisor on every completion token, of whichever advantage, anchors included."""
+    case, recipe = random_case(4, anchors=True), replace(METHODS["luffy"], divisor=divisor)
+    over = {
+        "constant": 8 * case.max_new_tokens,
+        "sequence": 8 * case.mask.sum(1, keepdim=True),
+        "tokens": case.mask.sum(),
+    }
+    assert_close(pushes(case, recipe)[1], case.mask * 0.001 / over[divisor], **tight)
+
+
+def test_gtpo_pushes_a_group_of_equal_rewards_by_its_entropy_alone():
+    """A = 0, so -0.1 H is all: H = 0.5 and 0.2; 1/(2 * 4) and 1/(2 * 3); the ratio; and no token is in conflict."""
+    case = replace(two_responses(), R=tensor([[1.0, 1.0]]))
+    push, _ = pushes(case, METHODS["gtpo"])
+    wanted = [[-0.05 * r / 8 for r in (1, 1.25, 6, 0.5)], [-0.02 * r / 6 for r in (6, 0.5, 1.25, 0)]]
+    assert_close(push, tensor(wanted), **tight)
+    assert not pushes(case, METHODS["dr_grpo"])[0].any()
+
+
+@pytest.mark.parametrize(
+    ("start", "kept"),
+    [(0.5, [True, True, False]), (log(2) - 1e-9, [True, True, False]), (log(2), [True] * 3), (2.0, [True] * 3)],
+)
+def test_gtpo_filters_uncertain_rows_only_if_the_start_was_certain(start, kept):
+    """Mean entropies 0.2, ln 2 and 0.8 (pads apart): above ln 2 is left out, at ln 2 it stays."""
+    rows = {name: getattr(two_responses(), name)[:1] for name in anchor}
+    rows |= {"entropy_old": tensor([[0.7, 0.9, 1.0, 0.6]])}
+    case = more_rows(two_responses(), tensor([[0.0, 1.0, 1.0]]), tensor([[1.0] * 3]), **rows)
+    case.entropy_old[0], case.entropy_old[1, :3] = log(2), 0.2
+    update = update_of(replace(case, start_entropy=start), METHODS["gtpo"])
+    assert update.keep[[1, 0, 2]].tolist() == kept
+    assert update_of(replace(case, start_entropy=start), METHODS["dr_grpo"]).keep.all()

@@ -1,0 +1,139 @@
+"""rollout.py: the sampled distribution is the trained one, and masks and log-probs do not depend on padding."""
+
+import copy
+import math
+
+import pytest
+import torch
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+
+import policy as policies
+import rollout
+from policy import Policy
+from tasks import solve
+
+
+def small_gpt2(tokenizer):
+    """An architecture with absolute positions: left padding shifts them unless position_ids say otherwise."""
+    torch.manual_seed(1)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    return Policy(GPT2LMHeadModel(config).eval(), tokenizer)
+
+
+def test_mask_ends_with_the_first_end_token_also_where_pad_is_the_end_token():
+    tokens = torch.tensor([[5, 6, 2, 2, 2], [5, 6, 7, 8, 9], [2, 2, 2, 2, 2]])
+    mask, ended = rollout.completion_mask(tokens, eos_id=2)
+    assert mask.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]
+    assert ended.tolist() == [True, False, True]
+
+
+def test_the_end_token_is_trained_where_pad_is_the_end_token(tiny, problems):
+    shared = Policy(tiny.model, copy.deepcopy(tiny.tokenizer))
+    shared.tokenizer.pad_token = shared.tokenizer.eos_token
+    assert shared.pad_id == shared.eos_id
+    rollouts = rollout.sample_groups(shared, problems, [8, 8, 8], max_new_tokens=30)
+    assert rollouts.ended.any()
+    for row in rollouts.ended.nonzero().flatten():
+        inside = rollouts.tokens[row][rollouts.mask[row]]
+        assert inside[-1] == shared.eos_id and (inside[:-1] != shared.eos_id).all()
+
+
+def frequencies_match(policy, temperature, draws=4000):
+    """Chi-square of sampled first tokens against the softmax that is trained."""
+    problem = solve("1+2=", "1")
+    rollouts = rollout.sample_groups(policy, [problem], [draws], max_new_tokens=1, temperature=temperature)
+    ids = torch.tensor([policy.encode_prompt(problem.question)])
+    with torch.no_grad():
+        expected = (policy.model(ids).logits[0, -1] / temperature).softmax(0) * draws
+    seen = torch.bincount(rollouts.tokens[:, 0], minlength=len(expected)).float()
+    common = expected >= 5
+    pairs = list(zip(seen[common], expected[common], strict=True))
+    pairs.append((seen[~common].sum(), expected[~common].sum()))  # the rare ones together
+    chi_square = sum((s - e) ** 2 / e for s, e in pairs if e > 0).item()
+    freedom = len(pairs) - 1
+    return chi_square < freedom + 4 * math.sqrt(2 * freedom)  # 4 standard deviations
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_samples_follow_the_trained_distribution(tiny, temperature):
+    assert frequencies_match(tiny, temperature)
+
+
+def test_samples_ignore_the_models_own_generation_config(tiny):
+    """Put such a config in force and the test above fails: top-k 1 alone would always draw the same token."""
+    own = GenerationConfig(do_sample=True, top_k=1, temperature=3.0, repetition_penalty=5.0, min_new_tokens=1)
+    before, tiny.model.generation_config = tiny.model.generation_config, own
+    try:
+        assert frequencies_match(tiny, 1.0)
+        assert tiny.model.generation_config is own, "sampling must put the model's config back"
+    finally:
+        tiny.model.generation_config = before
+
+
+def test_the_vocabulary_is_not_cut_at_fifty():
+    """generate's default is a top-k of 50: on a vocabulary of 400 nearly every draw would be missing."""
+    tokenizer = policies.build_tokenizer()
+    tokenizer.add_tokens([f"<{i}>" for i in range(400)])
+    policy = small_gpt2(tokenizer)
+    rollouts = rollout.sample_groups(policy, [solve("1+2=", "1")], [500], max_new_tokens=2)
+    assert len(set(rollouts.tokens[:, 0].tolist())) > 200
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_recorded_logprobs_and_entropies_are_the_learners(tiny, problems, architecture, temperature):
+    policy = tiny if architecture == "llama" else small_gpt2(tiny.tokenizer)
+    rollouts = rollout.sample_groups(policy, problems, [4, 4, 4], max_new_tokens=20, temperature=temperature)
+    rows = torch.arange(12)
+    with torch.no_grad():
+        logp, entropy = rollout.token_logprobs(policy, rollouts, rows, temperature, with_entropy=True)
+    torch.testing.assert_close(logp, rollouts.logp, atol=2e-5, rtol=0)
+    torch.testing.assert_close(entropy.masked_fill(~rollouts.mask, 0), rollouts.entropy, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_padded_rows_logprobs_are_those_of_the_row_alone(tiny, architecture):
+    policy = tiny if architecture == "llama" else small_gpt2(tiny.tokenizer)
+    both = [solve("1+2=", "1"), solve("12+13-14+15=", "3")]
+    rollouts = rollout.sample_groups(policy, both, [2, 2], max_new_tokens=20)
+    padded, _ = rollout.token_logprobs(policy, rollouts, torch.arange(4))
+    for row in range(4):
+        prompt = policy.encode_prompt(both[rollouts.group[row]].question)
+        completion = rollouts.tokens[row][rollouts.mask[row]].tolist()
+        logits = policy.model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        alone = logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None]).squeeze(1)
+        torch.testing.assert_close(padded[row, : len(completion)], alone, atol=2e-5, rtol=0)
+
+
+def test_rows_can_be_asked_for_in_any_order_and_number(tiny, problems):
+    rollouts = rollout.sample_groups(tiny, problems, [3, 0, 2], max_new_tokens=15)
+    assert rollouts.group.tolist() == [0, 0, 0, 2, 2]
+    everything, _ = rollout.token_logprobs(tiny, rollouts, torch.arange(5))
+    for rows in ([4, 0], [2], [3, 1, 2]):
+        some, _ = rollout.token_logprobs(tiny, rollouts, torch.tensor(rows))
+        torch.testing.assert_close(some, everything[rows, : some.shape[1]], atol=2e-5, rtol=0)
+
+
+def test_texts_are_the_tokens_without_what_follows_the_end(tiny, problems):
+    rollouts = rollout.sample_groups(tiny, problems, [4, 4, 4], max_new_tokens=25)
+    special = set(tiny.tokenizer.all_special_ids)
+    for n, text in enumerate(rollouts.texts):
+        inside = [t for t in rollouts.tokens[n][rollouts.mask[n]].tolist() if t not in special]
+        assert text == "".join(tiny.tokenizer.convert_ids_to_tokens(inside))
+
+
+def test_concat_keeps_groups_together_and_the_second_part_last(tiny, problems):
+    first = rollout.sample_groups(tiny, problems, [2, 1, 2], max_new_tokens=8)
+    second = rollout.sample_groups(tiny, problems, [1, 1, 0], max_new_tokens=20)
+    both = rollout.concat(first, second, tiny.pad_id)
+    assert both.group.tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert [both.texts[i] for i in (2, 4)] == second.texts
+    assert both.lengths.sum() == first.lengths.sum() + second.lengths.sum()
+
+
+def test_micro_batches_hold_every_row_once_and_stay_in_the_budget():
+    lengths = torch.randint(1, 50, (40,))
+    batches = rollout.micro_batches(lengths, prompt_tokens=10, budget=200)
+    assert sorted(torch.cat(batches).tolist()) == list(range(40))
+    for batch in batches:
+        assert len(batch) * (10 + int(lengths[batch].max())) <= 200 or len(batch) == 1
