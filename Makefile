@@ -5,7 +5,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 DEMO := runs/demo
 DEMO_METHODS := dr_grpo dagrpo_on dagrpo
-DEMO_STEPS := 150
+DEMO_STEPS := 120
 
 .PHONY: help demo test test-all lint format lock clean-demo
 help:
@@ -25,7 +25,7 @@ demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (ab
 test: .venv/ready  ## the tests (about 3 minutes)
 	$(PY) -m pytest -m "not extra"
 
-test-all: .venv/ready  ## also those that kill processes or need real data; skips are listed
+test-all: test  ## and those that kill processes, need an extra or real data (2 minutes more); skips are listed
 	$(PY) -m pytest -m extra -rs
 
 lint: .venv/ready  ## ruff

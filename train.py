@@ -188,12 +188,11 @@ def learn_sft(run: Run, anchors: list[Anchor | None], problems: list[Problem]) -
     """The baseline without rollouts: one update on the demonstrations of the step's prompts."""
     begin = time.perf_counter()
     pairs = [(problem.question, anchor.text) for problem, anchor in zip(problems, anchors, strict=True) if anchor]
-    loss = policies.demonstration_loss(run.policy, pairs)
-    loss.backward()
+    loss = policies.demonstration_backward(run.policy, pairs)
     norm = torch.nn.utils.clip_grad_norm_(run.policy.model.parameters(), run.args.max_grad_norm)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=False)
-    return {"loss": loss.item(), "grad_norm": norm.item(), "train_seconds": time.perf_counter() - begin}
+    return {"loss": loss, "grad_norm": norm.item(), "train_seconds": time.perf_counter() - begin}
 
 
 # ---------------------------------------------------------------------------------------- the run
@@ -282,14 +281,16 @@ def build_parser() -> Parser:
     group.add_argument("--batch-prompts", type=int, default=16, metavar="B", help="prompts per step")
     group.add_argument("--group-size", type=int, default=8, metavar="G", help="rows per prompt, an anchor included")
     group.add_argument("--max-new-tokens", type=int, default=64, metavar="T", help="longest response, end included")
-    group.add_argument("--temperature", type=float, default=1.0, help="of sampling, and of the log-probs trained")
+    group.add_argument(
+        "--temperature", type=float, default=1.0, metavar="X", help="of sampling, and of the log-probs trained"
+    )
 
     group = parser.add_argument_group(
         "mechanism 1: the mask (Eq. 8-9; dagrpo_on, dagrpo)",
         "A right response stays if it scores at least delta more than the best wrong one, a wrong one if it scores at\n"
         "least delta less than the worst right one. Scores go from 1 to 10; the paper's delta is 3.",
     )
-    group.add_argument("--delta", type=float, default=3.0, help="0 masks only what is on the wrong side")
+    group.add_argument("--delta", type=float, default=3.0, metavar="D", help="0 masks only what is on the wrong side")
 
     group = parser.add_argument_group(
         "mechanism 2: anchors (Eq. 11; luffy, dagrpo)",
@@ -307,13 +308,17 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("the loss; what is not given is as the recipe says")
     group.add_argument("--scale", choices=["none", "group"], help="divide advantages by the group's std? (Eq. 1)")
     group.add_argument("--divisor", choices=["constant", "sequence", "tokens"], help="length normalisation (Eq. 10)")
-    group.add_argument("--kl-beta", type=float, default=0.0, help="weight of KL to the starting policy (Eq. 2)")
+    group.add_argument(
+        "--kl-beta", type=float, default=0.0, metavar="BETA", help="weight of KL to the starting policy (Eq. 2)"
+    )
     group.add_argument("--overlong-buffer", type=int, default=0, metavar="T", help="DAPO: penalty on the last T tokens")
 
     group = parser.add_argument_group("the optimiser")
-    group.add_argument("--lr", type=float, default=1e-4, help="AdamW's, constant")
+    group.add_argument("--lr", type=float, default=1e-4, metavar="LR", help="AdamW's, constant")
     group.add_argument("--updates-per-batch", type=int, default=2, metavar="K", help="prompts are split among them")
-    group.add_argument("--max-grad-norm", type=float, default=1.0, help="the norm is logged before it is clipped")
+    group.add_argument(
+        "--max-grad-norm", type=float, default=1.0, metavar="X", help="the norm is logged before it is clipped"
+    )
     group.add_argument("--micro-batch-tokens", type=int, default=16384, metavar="N", help="bounds memory, no gradient")
 
     group = parser.add_argument_group("what is saved and shown")
