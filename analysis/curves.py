@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
         out.mkdir(parents=True, exist_ok=True)
         if source is None:
             write(runs, args.smooth, out, argv)
-        draw(read_csv(source or out / "curves.csv")).savefig(out / "curves.png", dpi=200)
+        draw(read_csv(source or out / "curves.csv")).savefig(out / "curves.png", dpi=120)
     except OSError as error:
         fail(f"--out {out}: cannot be written ({error.strerror}); choose another folder")
     print(f"written: {out / 'curves.png'}" + ("" if source else ", curves.csv, curves.txt"))
