@@ -1,17 +1,25 @@
-"""What a response is worth: the reward R in {0, 1}, and the fine-grained score S in [1, 10] of Eq. 7, by rule.
+r"""What a response is worth: the reward R in {0, 1}, and the fine-grained score S in [1, 10] of Eq. 7, by rule.
 
-R (`verify`) is the paper's reward: is the final answer right, nothing else. S is what the paper asks of its judge,
-GPT-4o: right answer, valid reasoning, complete steps, with the demonstration as the standard. On the built-in task all
-three can be computed, so the judge here is exact (the weights are ours; the paper gives none):
+R is the paper's reward: is the final answer right, nothing else (verifier.py). S is what the paper asks of its judge,
+GPT-4o: right answer, valid reasoning, complete steps, with the demonstration as the standard. The rule scorer computes
+the three (the weights are ours; the paper gives none):
 
     S = 1 + 9 * (0.4 right + 0.3 valid + 0.3 complete), rounded to halves
-    right     0 or 1, as `verify`
-    valid     the share of the response's steps that hold (0 without steps)
-    complete  the share of the demonstration's steps that are there
+
+                on the built-in task, where it is exact            on real maths, where it is a rough guide
+    right       0 or 1, as `verify`                                the same
+    valid       the share of the response's steps that hold        the share of its equations of numbers that hold
+    complete    the share of the demonstration's steps that are    the share of the results in the demonstration's
+                there                                              equations that occur in the response
+
+Nothing to check is valid = 0; a demonstration without steps or results is complete = right. Which of the two it is, the
+demonstration tells: it is of the built-in task if it is written like one, 12+5=17;17-3=14;#14.
+
+A rule can be gamed where a judge may not be: a response may state true equations that lead nowhere. R cannot be, so.
 
 R and S never share a variable: R makes the advantage, S only decides who is masked (Eq. 8-9).
 
-    python scoring.py    scores a group of eight
+    python scoring.py    scores a group of eight of the built-in task, and four responses to a word problem
 """
 
 from __future__ import annotations
@@ -20,44 +28,67 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
-from math import floor
+from math import floor, nan
 
 import torch
 from torch import Tensor
 
 import tasks
+from equations import equations, numbers
 from rollout import Rollouts
+from tasks import Problem
+from verifier import verify
 
-NUMBER = re.compile(r"-?[0-9]+", re.ASCII)
+Scorer = Callable[[list[tuple[Problem, str]]], list[float]]  # (problem, response) pairs -> S in [1, 10], NaN: none had
+
 STEP = re.compile(r"(-?[0-9]{1,9})([+-])([0-9]{1,9})=(-?[0-9]{1,9})", re.ASCII)
+BUILT_IN = re.compile(rf"(?:{STEP.pattern};)*#-?[0-9]+", re.ASCII)  # a demonstration of the built-in task
 
 
-def verify(response: str, answer: str) -> bool:
-    """The reward: is the number behind the response's last # the answer? A response without one is wrong.
+# ---------------------------------------------------------------------------------------- S by rule
 
-    Raises ValueError if `answer` is not a whole number: an unreadable gold answer must never match anything.
 
-    >>> verify("12+5=17;17-3=14;#14", "14"), verify("#014", "14"), verify("14", "14"), verify("#14;", "14")
-    (True, True, False, False)
+def rule_scores(pairs: list[tuple[Problem, str]]) -> list[float]:
+    """The rule scorer in the form that all scorers have."""
+    return [score(response, problem) for problem, response in pairs]
+
+
+def score(response: str, problem: Problem) -> float:
+    """Eq. 7 by rule: S of one response, in [1, 10], a multiple of 1/2. Raises ValueError as `verify`.
+
+    >>> problem = tasks.solve("12+5-3=", "2")
+    >>> [score(r, problem) for r in ("12+5=17;17-3=14;#14", "#14", "12+5=17;17-3=15;#15", "12+5=18;18-3=14;#14", "#9")]
+    [10.0, 4.5, 3.5, 4.5, 1.0]
+    >>> problem = Problem("6 boxes of 4 eggs, 3 broken?", "21", "6 * 4 = 24 eggs, and 24 - 3 = 21 are left.", "")
+    >>> [score(r, problem) for r in ("6*4 = 24, 24-3 = 21", "It is 21.", "6*4 = 22, 22-3 = 19", "4*6 = 24")]
+    [10.0, 6.0, 2.5, 5.0]
     """
-    gold = _whole_number(answer)
-    if gold is None:
-        raise ValueError(f"the gold answer {answer[:80]!r} is not a whole number")
-    _, mark, final = response.rpartition("#")
-    return bool(mark) and _whole_number(final) == gold
+    right = Fraction(verify(response, problem.answer))
+    parts = _by_steps if BUILT_IN.fullmatch(problem.demo) else _by_equations
+    valid, complete = parts(response, problem.demo)
+    complete = right if complete is None else complete
+    exact = 1 + 9 * (Fraction(4, 10) * right + Fraction(3, 10) * valid + Fraction(3, 10) * complete)
+    return floor(2 * exact + Fraction(1, 2)) / 2  # exact fractions: a half is a half, on every machine
 
 
-def _whole_number(text: str) -> str | None:
-    """The number in its one spelling, or None. Text, not int: a response may hold more digits than int() takes."""
-    text = text.strip()
-    if not NUMBER.fullmatch(text):
-        return None
-    digits = text.lstrip("-").lstrip("0") or "0"
-    return digits if digits == "0" or not text.startswith("-") else f"-{digits}"
+def _by_steps(response: str, demo: str) -> tuple[Fraction, Fraction | None]:
+    """Valid and complete on the built-in task; None: nothing to complete."""
+    found, wanted = steps(response), steps(demo)
+    valid = Fraction(sum(map(holds, found)), len(found)) if found else Fraction(0)
+    there = sum((Counter(found) & Counter(wanted)).values())  # as multisets: a step said twice is one step
+    return valid, Fraction(there, len(wanted)) if wanted else None
+
+
+def _by_equations(response: str, demo: str) -> tuple[Fraction, Fraction | None]:
+    """Valid and complete on real maths; None: nothing to complete."""
+    found, wanted = equations(response), {equation.result for equation in equations(demo)}
+    valid = Fraction(sum(equation.true for equation in found), len(found)) if found else Fraction(0)
+    there = len(wanted & numbers(response))
+    return valid, Fraction(there, len(wanted)) if wanted else None
 
 
 def steps(response: str) -> list[str]:
-    """The steps of a response: what stands before its last #, cut at semicolons.
+    """The steps of a response to the built-in task: what stands before its last #, cut at semicolons.
 
     >>> steps("12+5=17;17-3=14;#14"), steps("#14")
     (['12+5=17', '17-3=14'], [])
@@ -79,30 +110,33 @@ def holds(step: str) -> bool:
     return int(result) == int(left) + (int(right) if sign == "+" else -int(right))
 
 
-def score(response: str, problem: tasks.Problem) -> float:
-    """Eq. 7 by rule: S of one response, in [1, 10], a multiple of 1/2.
-
-    >>> problem = tasks.solve("12+5-3=", "2")
-    >>> [score(r, problem) for r in ("12+5=17;17-3=14;#14", "#14", "12+5=17;17-3=15;#15", "12+5=18;18-3=14;#14", "#9")]
-    [10.0, 4.5, 3.5, 4.5, 1.0]
-    """
-    found, wanted = steps(response), steps(problem.demo)
-    right = Fraction(verify(response, problem.answer))
-    valid = Fraction(sum(map(holds, found)), len(found)) if found else Fraction(0)
-    there = sum((Counter(found) & Counter(wanted)).values())  # as multisets: a step said twice is one step
-    complete = Fraction(there, len(wanted)) if wanted else right
-    exact = 1 + 9 * (Fraction(4, 10) * right + Fraction(3, 10) * valid + Fraction(3, 10) * complete)
-    return floor(2 * exact + Fraction(1, 2)) / 2  # exact fractions: a half is a half, on every machine
+# ---------------------------------------------------------------------------------------- R and S of a step's rollouts
 
 
 def rewards(rollouts: Rollouts) -> Tensor:
     """R (B, G) of every response, anchors included."""
-    return _per_row(rollouts, lambda response, problem: float(verify(response, problem.answer)))
+    values = [float(verify(text, problem.answer)) for problem, text in _pairs(rollouts)]
+    return torch.tensor(values).view(len(rollouts.problems), -1)
 
 
-def scores(rollouts: Rollouts) -> Tensor:
-    """S (B, G) of every response, anchors included: an anchor is judged like any response, never assumed a 10."""
-    return _per_row(rollouts, score)
+def scores(rollouts: Rollouts, scorer: Scorer = rule_scores, where: Tensor | None = None) -> Tensor:
+    """S (B, G) of the responses where `where` (bool, B, G) is True, of all without it; NaN elsewhere.
+
+    An anchor is judged like any response, never assumed a 10.
+    """
+    pairs = _pairs(rollouts)
+    asked = range(len(pairs)) if where is None else where.flatten().nonzero().flatten().tolist()
+    values = scorer([pairs[n] for n in asked])
+    S = torch.full((len(pairs),), nan)  # (N,)
+    for n, value in zip(asked, values, strict=True):
+        S[n] = value
+    return S.view(len(rollouts.problems), -1)
+
+
+def _pairs(rollouts: Rollouts) -> list[tuple[Problem, str]]:
+    """(problem, response) of each of the N rows."""
+    rows = zip(rollouts.group.tolist(), rollouts.texts, strict=True)
+    return [(rollouts.problems[b], text) for b, text in rows]
 
 
 def overlong_penalty(rollouts: Rollouts, max_new_tokens: int, buffer: int) -> Tensor:
@@ -113,23 +147,32 @@ def overlong_penalty(rollouts: Rollouts, max_new_tokens: int, buffer: int) -> Te
     return -(over / buffer).clamp(0, 1).view(len(rollouts.problems), -1).cpu()
 
 
-def _per_row(rollouts: Rollouts, value: Callable[[str, tasks.Problem], float]) -> Tensor:
-    rows = zip(rollouts.texts, rollouts.group.tolist(), strict=True)
-    values = [value(text, rollouts.problems[b]) for text, b in rows]
-    return torch.tensor(values).view(len(rollouts.problems), -1)
-
-
 if __name__ == "__main__":
-    example = tasks.solve("37+48-26=", "5")
-    print(f"question {example.question}   answer {example.answer}   demonstration {example.demo}\n\nR     S  response")
-    for text in (
-        example.demo,
-        "#59",
-        "37+48=75;85-26=59;#59",
-        "37+48=85;85-26=69;#69",
-        "37+48=75;75-26=49;#49",
-        "37+48=75;75-26=59;#69",
-        "#58",
-        "37+48=85;85-26=5",
-    ):
-        print(f"{verify(text, example.answer):d}  {score(text, example):4.1f}  {text}")
+    built_in = tasks.solve("37+48-26=", "5")
+    eggs = "Each of 16 hens lays 2 eggs a day. How many dozens is that in 9 days?"
+    word_problem = Problem(
+        eggs, "24", "16 * 2 = 32 eggs a day. 9 * 32 = 288 in all. That is 288 / 12 = 24.\n#### 24", ""
+    )
+    examples = {
+        built_in: (
+            built_in.demo,
+            "#59",
+            "37+48=75;85-26=59;#59",
+            "37+48=85;85-26=69;#69",
+            "37+48=75;75-26=49;#49",
+            "37+48=75;75-26=59;#69",
+            "#58",
+            "37+48=85;85-26=5",
+        ),
+        word_problem: (
+            "2 * 9 = 18 eggs of each hen, 18 * 16 = 288 of all, 288/12 = 24. The answer is $\\boxed{24}$.",
+            "The answer is $\\boxed{24}$.",
+            "16 * 2 = 32 and 9 * 32 = 288. The answer is $\\boxed{288}$.",
+            "16 * 2 = 32 and 9 * 32 = 278, so 278 / 12 = 23.17. The answer is $\\boxed{23.17}$.",
+        ),
+    }
+    for problem, responses in examples.items():
+        print(f"\nquestion {problem.question}   answer {problem.answer}")
+        print(f"demonstration {problem.demo!r}\n\nR     S  response")
+        for text in responses:
+            print(f"{verify(text, problem.answer):d}  {score(text, problem):4.1f}  {text}")

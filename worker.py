@@ -1,0 +1,190 @@
+r"""math-verify in a process of its own, with a time limit that holds.
+
+math-verify parses LaTeX and simplifies it with sympy: on hostile text that may take hours, or all memory. Its own time
+limit is a Unix signal, which works in the main thread only, and not inside C code. So a worker process is started when
+it is first needed (about a second), asked one question after the other, killed when an answer takes more than LIMIT
+seconds, and started again. It ends with the program that has started it, however that ends.
+
+    python worker.py    a few questions, one of which takes too long
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+LIMIT = 5.0  # seconds for one question
+START_LIMIT = 120.0  # seconds for the worker to start
+MEMORY = 4 << 30  # bytes of address space: 9**9**9 asks for more than there is
+
+# Not multiprocessing: "spawn" would import the main program again, torch and all, and "fork" is not safe with threads.
+HERE = str(Path(__file__).resolve().parent)
+COMMAND = [sys.executable, "-c", f"import sys; sys.path.insert(0, {HERE!r}); import worker; worker.serve()"]
+
+_process: subprocess.Popen[str] | None = None
+_lock = threading.Lock()
+
+
+def equal(gold: str, answer: str) -> bool:
+    r"""math-verify's verdict on two pieces of LaTeX, without dollars and with balanced braces.
+
+    False if it has none within LIMIT seconds. Raises RuntimeError if the worker does not start.
+
+    >>> equal(r"2\sqrt{3}", r"\sqrt{12}"), equal("(0, 1]", "[0, 1]")
+    (True, False)
+    """
+    return _ask(gold, answer)
+
+
+def parses(gold: str) -> bool:
+    r"""Can math-verify read this piece of LaTeX? It may raise what `equal` may.
+
+    >>> parses("x^2 + 1"), parses("?")
+    (True, False)
+    """
+    return _ask(gold, None)
+
+
+@lru_cache(maxsize=2**14)  # what is slow is slow only once
+def _ask(gold: str, answer: str | None) -> bool:
+    with _lock:
+        for _ in range(2):  # somebody else may have killed the worker: then the question is asked again
+            process = _running()
+            try:
+                reply, in_time = _exchange(process, json.dumps([gold, answer]), LIMIT)
+            except BaseException:  # Ctrl-C: the next question must not get the reply to this one
+                _stop()
+                raise
+            if reply:
+                return json.loads(reply)
+            _stop()
+            if not in_time:
+                break
+    return False
+
+
+def _running() -> subprocess.Popen[str]:
+    global _process
+    if _process and _process.poll() is None:
+        return _process
+    _stop()
+    _process = subprocess.Popen(
+        COMMAND,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        encoding="ascii",
+        start_new_session=True,  # Ctrl-C is for the main program, which may want to finish a step
+        env={**os.environ, "PYTHONHASHSEED": "0"},  # sympy's order of terms follows the hashes, a verdict must not
+    )
+    if _exchange(_process, None, START_LIMIT)[0] != "ready\n":
+        _stop()
+        raise RuntimeError("the process that checks answers did not start; is math-verify installed?")
+    return _process
+
+
+def _exchange(process: subprocess.Popen[str], line: str | None, limit: float) -> tuple[str, bool]:
+    """Sends a line and waits for one. The reply ("": the worker has died), and whether it came within the limit."""
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        process.kill()
+
+    timer = threading.Timer(limit, expire)
+    timer.daemon = True
+    timer.start()
+    try:
+        if line is not None:
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+        reply = process.stdout.readline()
+    except OSError:  # a broken pipe
+        reply = ""
+    finally:
+        timer.cancel()
+        timer.join()  # or it might still kill the worker that the next question goes to
+    in_time = not expired.is_set()
+    return (reply if in_time and reply.endswith("\n") else ""), in_time
+
+
+def _stop() -> None:
+    """Kills the worker and waits for its end, so that no zombie is left."""
+    global _process
+    if _process:
+        _process.kill()
+        with suppress(OSError), _process:  # closes the pipes
+            pass
+        _process = None
+
+
+def _forget() -> None:
+    """A forked process has its parent's worker in memory: it must not talk to it, nor keep it alive by an open pipe."""
+    global _process, _lock
+    if _process:
+        null = os.open(os.devnull, os.O_RDWR)
+        for pipe in (_process.stdin, _process.stdout):
+            os.dup2(null, pipe.fileno(), inheritable=False)
+        os.close(null)
+    _process, _lock = None, threading.Lock()
+
+
+atexit.register(_stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+# ---------------------------------------------------------------------------------------- inside the worker
+
+
+def serve() -> None:
+    """A line of JSON [gold, answer or null] in, a line true or false out, until the main program is gone."""
+    replies = os.fdopen(os.dup(1), "w", encoding="ascii")
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)  # a parser's chatter must not be taken for a reply
+    import math_verify
+
+    os.dup2(silence, 2)  # the traceback of a missing package is seen, what sympy has to say later is not
+    logging.disable()
+    with suppress(ImportError, ValueError, OSError):  # not on every system
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    print("ready", file=replies, flush=True)
+    for line in sys.stdin:
+        if hasattr(signal, "alarm"):
+            signal.alarm(60)  # ends a worker whose main program was killed, and the timer with it
+        print(json.dumps(_verdict(math_verify, *json.loads(line))), file=replies, flush=True)
+        if hasattr(signal, "alarm"):
+            signal.alarm(0)
+
+
+def _verdict(math_verify: object, gold: str, answer: str | None) -> bool:
+    # LaTeX only: math-verify's reader of plain expressions calls Python's eval
+    latex = [math_verify.LatexExtractionConfig(boxed_match_priority=0)]
+
+    def parse(text: str) -> list:
+        return math_verify.parse(rf"\boxed{{{text}}}", latex, fallback_mode="no_fallback", parsing_timeout=None)
+
+    try:
+        wanted = parse(gold)
+        if answer is None or not wanted:
+            return bool(wanted)
+        return bool(math_verify.verify(wanted, parse(answer), timeout_seconds=None))
+    except Exception:  # a bug of a parser on strange text, too deep a recursion, no memory
+        return False
+
+
+if __name__ == "__main__":
+    for pair in (("2\\sqrt{3}", "\\sqrt{12}"), ("x^2-1", "(x-1)(x+1)"), ("3", "9^{9^{9^9}}"), ("(0,1]", "(0,1]")):
+        begin = time.perf_counter()
+        print(f"{equal(*pair)!s:6} {time.perf_counter() - begin:5.2f} s  {pair[0]}  =  {pair[1]}")
