@@ -1,17 +1,23 @@
-"""eval.py: its statistics, what it counts of known answers, that greedy is greedy, its files, and bad input."""
+"""eval.py: what it counts of known answers, that greedy is greedy, its files, and bad input."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 
+import accuracy
+import benchmarks
+import data
 import eval as evaluation
 import policy as policies
 import rollout
+import scoring
 import tasks
+from analysis import table
 from rollout import Rollouts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,57 +77,6 @@ def run(*flags):
     evaluation.main([str(flag) for flag in flags])
 
 
-# ---------------------------------------------------------------------------------------- statistics
-
-
-@pytest.mark.parametrize(
-    ("right", "n", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962), (8, 10, 0.4902, 0.9433)],
-)
-def test_wilson_gives_the_known_intervals(right, n, low, high):
-    assert evaluation.wilson(right, n) == pytest.approx((low, high), abs=1e-4)
-
-
-def width(right):
-    low, high = evaluation.interval(right.double())
-    return high - low
-
-
-def test_copies_of_a_response_tell_nothing_new():
-    once = (torch.arange(40) % 4 == 0)[:, None]  # (n, 1), a quarter is right
-    assert evaluation.interval(once.double()) == pytest.approx(evaluation.wilson(10, 40))
-    assert evaluation.interval(once.expand(40, 8).double()) == pytest.approx(evaluation.wilson(10, 40))
-
-
-def test_independent_responses_count_almost_as_problems_would():
-    right = (torch.rand(400, 8, generator=torch.Generator().manual_seed(0)) < 0.3).double()
-    low, high = evaluation.wilson(right.sum().item(), 3200)
-    assert high - low <= width(right) < 1.2 * (high - low)
-
-
-def test_alike_responses_lie_between_the_two():
-    chance = torch.rand(400, 1, generator=torch.Generator().manual_seed(0))  # every problem has its own
-    right = torch.rand(400, 8, generator=torch.Generator().manual_seed(1)) < chance
-    share = right.double().mean().item()
-    widths = [high - low for low, high in (evaluation.wilson(share * n, n) for n in (3200, 400))]
-    assert 1.2 * widths[0] < width(right) < 0.95 * widths[1]
-
-
-def test_the_interval_covers_what_it_should():
-    """Whole experiments, 300 of them: their intervals miss the true value (0.5) in about 5 %."""
-    random = torch.Generator().manual_seed(0)
-    missed = 0
-    for _ in range(300):
-        chance = torch.rand(60, 1, generator=random)
-        low, high = evaluation.interval((torch.rand(60, 4, generator=random) < chance).double())
-        missed += not low <= 0.5 <= high
-    assert 0.02 <= missed / 300 <= 0.08
-
-
-def test_all_wrong_is_not_certain():
-    assert evaluation.interval(torch.zeros(100, 4).double()) == evaluation.wilson(0, 100)
-
-
 # ---------------------------------------------------------------------------------------- evaluate
 
 
@@ -135,7 +90,7 @@ def test_known_answers_are_counted_by_level(untrained, known_answers):
     assert (results["1"].greedy.length, results["1"].greedy.ended) == (3, 1)
     assert (results["2"].greedy.length, results["2"].greedy.ended) == (5, 0)
     assert (results["2"].sampled.length, results["2"].sampled.ended) == (5, 1)
-    assert (results["1"].greedy.low, results["1"].greedy.high) == evaluation.wilson(10, 10)
+    assert (results["1"].greedy.low, results["1"].greedy.high) == accuracy.wilson(10, 10)
 
 
 def test_it_asks_in_batches_and_samples_at_the_temperature(untrained, known_answers):
@@ -169,25 +124,6 @@ def test_greedy_is_the_likeliest_token_and_the_same_whatever_the_seed(untrained)
     row = rollout.sample_groups(untrained, problems[:1], [1], 1, greedy=True)
     logits = untrained.model(torch.tensor([untrained.encode_prompt(problems[0].question)])).logits
     assert row.tokens[0, 0] == logits[0, -1].argmax()
-
-
-# ---------------------------------------------------------------------------------------- benchmarks
-
-
-def test_benchmarks_are_of_their_split_and_always_the_same():
-    for name, split in (("test", "test"), ("ood", "test"), ("validation", "validation")):
-        problems = evaluation.benchmark(name)
-        assert problems == evaluation.benchmark(name)
-        assert {tasks.split_of(p.question) for p in problems} == {split}
-    assert {p.level for p in evaluation.benchmark("ood")} == set(tasks.OOD_LEVELS)
-    assert len(evaluation.benchmark("test")) == 500 and len(evaluation.benchmark("ood", per_level=7)) == 14
-
-
-def test_limit_is_of_the_whole_benchmark_and_leaves_no_level_out():
-    some, whole = evaluation.benchmark("test", limit=12), evaluation.benchmark("test")
-    assert [sum(p.level == level for p in some) for level in tasks.LEVELS] == [3, 3, 2, 2, 2]
-    assert some == [p for p in whole if p in some]
-    assert evaluation.benchmark("test", limit=10**6) == whole
 
 
 # ---------------------------------------------------------------------------------------- the command
@@ -242,6 +178,13 @@ def test_a_failing_evaluation_leaves_the_old_result(run_folder, monkeypatch):
     ("flags", "said"),
     [
         (["--benchmarks", "test,aime"], "'aime'"),
+        (["--benchmarks", "mine"], "'mine'"),
+        (["--benchmarks", "../mine", "--benchmark-dir", "{tmp}"], "'../mine'"),
+        (["--benchmarks", "mine", "--benchmark-dir", "{tmp}"], "has no mine in it"),
+        (["--benchmarks", "aime24", "--benchmark-dir", "{tmp}"], "has no aime24 in it"),
+        (["--benchmarks", "aime24", "--benchmark-dir", "{tmp}/none"], "there is no such folder"),
+        (["--benchmarks", "aime24", "--benchmark-dir", "{tmp}/file"], "there is no such folder"),
+        (["--benchmarks", "amc", "--k", "0", "--benchmark-dir", "{tmp}"], "--k 0: amc is not asked greedily"),
         (["--benchmarks", ""], "''"),
         (["--k", "-1"], "--k must be at least 0"),
         (["--k", "x"], "--k"),
@@ -295,3 +238,197 @@ def test_what_the_hub_does_not_have_gets_a_line(monkeypatch, capsys):
 def test_help_teaches():
     done = subprocess.run([sys.executable, "eval.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "pass@1" in done.stdout and "python eval.py --model runs/dagrpo" in done.stdout
+
+
+# ---------------------------------------------------------------------------------------- benchmarks not built in
+
+
+ROWS = {
+    "aime24": [("1+1=", "2"), ("25-5+1=", "21.0"), ("7-2+4-1=", "08")],
+    "math500": [("12+5-3=", "14"), ("", "1"), ("3+4=", "7")],
+    "arc_c": [("1+2=", "A")],
+    "mine": [("2+2=", "4"), ("9-1=", "8")],
+}
+DIGITS = "Please, 1+1"  # an instruction of characters that the tiny policy knows some of
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Benchmarks as local files of both kinds; a row of math500 cannot be used."""
+    (tmp_path / "files").mkdir()
+    for name, rows in ROWS.items():
+        rows = [{"problem": problem, "answer": answer} for problem, answer in rows]
+        if name == "aime24":
+            datasets.Dataset.from_list(rows).to_parquet(tmp_path / "files" / f"{name}.parquet")
+        else:
+            (tmp_path / "files" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "files"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Notes what is sampled, and calls every response of an even number of characters right."""
+    calls, sample_groups = [], rollout.sample_groups
+
+    def noted(policy, problems, counts, max_new_tokens, temperature=1.0, greedy=False):
+        calls.append(([p.question for p in problems], counts, max_new_tokens, temperature, greedy))
+        return sample_groups(policy, problems, counts, min(max_new_tokens, 8), temperature, greedy)
+
+    monkeypatch.setattr(rollout, "sample_groups", noted)
+    monkeypatch.setattr(scoring, "verify", lambda response, answer: len(response) % 2 == 0)
+    return calls
+
+
+def test_the_papers_protocol_is_the_default_and_built_in_benchmarks_keep_theirs(tiny_folder, folder, asked, tmp_path):
+    out = tmp_path / "x.json"
+    names = "test,aime24,math500,arc_c,mine"
+    run("--model", tiny_folder, "--benchmarks", names, "--benchmark-dir", folder, "--limit", 5, "--out", out)
+    built_in, sampled = [c for c in asked if c[2:4] == (64, 1.0)], [c for c in asked if c[3] == 0.6]
+    assert len(asked) == len(built_in) + len(sampled) and not any(c[4] for c in sampled)
+    assert sum(sum(c[1]) for c in built_in if c[4]) == 5 and sum(sum(c[1]) for c in built_in if not c[4]) == 20
+    assert [sum(c[1]) for c in sampled] == [32, 32, 32, 2, 1, 2]  # 3 problems of aime24 x 32, then once each
+    assert all("\\boxed{}" not in q for c in built_in for q in c[0])
+    assert sampled[3][0] == [f"3+4=\n{data.INSTRUCTION}", f"12+5-3=\n{data.INSTRUCTION}"]
+    assert sampled[4][0] == [f"1+2=\n{benchmarks.CHOICE_INSTRUCTION}"] and "letter" in sampled[4][0][0]
+    assert {c[2] for c in sampled} == {512 - len(q) for c in sampled for q in [max(c[0], key=len)]}
+    found = json.loads(out.read_text())
+    assert found["settings"]["max_new_tokens"] == 64 and found["benchmarks"]["test"]["levels"][0]["problems"] == 1
+    assert found["benchmarks"]["aime24"]["settings"]["max_new_tokens"] == 8192
+    assert table.read_eval(out).max_new_tokens == 64
+
+
+def test_flags_overrule_the_protocol(tiny_folder, folder, asked):
+    flags = ("--k", 3, "--temperature", 0.9, "--max-new-tokens", 6, "--batch", 4, "--instruction", DIGITS)
+    run("--model", tiny_folder, "--benchmarks", "aime24", "--benchmark-dir", folder, *flags)
+    assert [(sum(c[1]), *c[2:]) for c in asked] == [(4, 6, 0.9, False), (4, 6, 0.9, False), (1, 6, 0.9, False)]
+    assert asked[0][0] == [f"1+1=\n{DIGITS}", f"25-5+1=\n{DIGITS}"]
+    asked.clear()
+    run("--model", tiny_folder, "--benchmarks", "arc_c", "--benchmark-dir", folder, "--instruction", "")
+    assert asked[0][0] == ["1+2="]
+
+
+SMALL = ("--k", 4, "--max-new-tokens", 8, "--batch", 5, "--instruction", "")
+
+
+def test_results_responses_and_tables_agree(tiny_folder, folder, asked, tmp_path, capsys):
+    out = tmp_path / "new" / "x.json"
+    names = "aime24,math500,mine"
+    run("--model", tiny_folder, "--benchmarks", names, "--benchmark-dir", folder, "--out", out, *SMALL)
+    captured, found = capsys.readouterr(), json.loads(out.read_text())["benchmarks"]
+    assert list(found) == names.split(",") and "skipped 1: an empty question, first row 2" in captured.err
+    assert (found["math500"]["problems"], found["math500"]["skipped"], found["aime24"]["skipped"]) == (2, 1, 0)
+    lines = captured.out.splitlines()
+    for name, part in found.items():
+        records = [json.loads(line) for line in (out.parent / f"x.{name}.jsonl").read_text().splitlines()][1:]
+        assert len(records) == 4 * part["problems"] and {r["benchmark"] for r in records} == {name}
+        share = sum(r["right"] for r in records) / len(records)
+        assert part["sampled"]["accuracy"] == part["pass_at"]["1"] == pytest.approx(share)
+        assert part["sampled"]["length"] == pytest.approx(sum(r["tokens"] for r in records) / len(records))
+        assert part["sampled"]["low"] <= share <= part["sampled"]["high"] and list(part["pass_at"]) == ["1", "2", "4"]
+        solved = {r["index"] for r in records if r["right"]}
+        assert part["pass_at"]["4"] == pytest.approx(len(solved) / part["problems"])
+        (line,) = [line for line in lines if line.startswith(name)]
+        assert line.split()[1:4] == [str(part["problems"]), "4", f"{share:.3f}"]
+        assert f"4: {part['pass_at']['4']:.3f}" in line
+    accuracy = {name: found[name]["sampled"]["accuracy"] for name in ("aime24", "math500")}
+    assert benchmarks.table(str(tiny_folder), accuracy) in captured.out
+
+
+def test_a_stopped_evaluation_goes_on_and_a_finished_one_is_not_repeated(
+    tiny_folder, folder, asked, tmp_path, capsys, monkeypatch
+):
+    command = ("--model", tiny_folder, "--benchmarks", "math500,aime24", "--benchmark-dir", folder, *SMALL)
+    run(*command, "--out", tmp_path / "whole.json")
+    calls, out = len(asked), tmp_path / "x.json"
+    asked.clear()
+    noted, left = rollout.sample_groups, [True, True, True, False]
+
+    def stops(*args, **flags):
+        if not left.pop(0):
+            raise KeyboardInterrupt
+        return noted(*args, **flags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rollout, "sample_groups", stops)
+        with pytest.raises(SystemExit) as stop:
+            run(*command, "--out", out)
+    assert stop.value.code == 130 and "the same command goes on" in capsys.readouterr().err and not out.exists()
+    with (tmp_path / "x.aime24.jsonl").open("a") as file:
+        file.write('{"benchmark": "aime24", "ind')
+    run(*command, "--out", out)
+    assert len(asked) == calls  # nothing twice
+    for name in ("math500", "aime24"):
+        assert (tmp_path / f"x.{name}.jsonl").read_bytes() == (tmp_path / f"whole.{name}.jsonl").read_bytes()
+    new, old = (json.loads((tmp_path / f"{name}.json").read_text())["benchmarks"] for name in ("x", "whole"))
+    assert [{**part, "seconds": 0} for part in new.values()] == [{**part, "seconds": 0} for part in old.values()]
+    asked.clear()
+    run(*command, "--out", out)
+    run(*command[:3], "aime24", *command[4:], "--out", out)  # fewer benchmarks are no other setting
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (["--k", "2"], "k"),
+        (["--temperature", "0.5"], "temperature"),
+        (["--max-new-tokens", "7"], "max_new_tokens"),
+        (["--batch", "3"], "batch"),
+        (["--seed", "1"], "seed"),
+        (["--instruction", "1"], "problems"),
+        (["--limit", "1"], "problems"),
+        (["--model", "{other}"], "weights"),
+    ],
+)
+def test_other_settings_are_refused_unless_overwrite(tiny, tiny_folder, folder, asked, tmp_path, capsys, flags, name):
+    command = ["--model", tiny_folder, "--benchmarks", "mine", "--benchmark-dir", folder, *SMALL]
+    command += ["--out", tmp_path / "x.json"]
+    run(*command)
+    before, other = (tmp_path / "x.mine.jsonl").read_bytes(), policies.load(str(tiny_folder))
+    with torch.no_grad():
+        next(other.model.parameters())[0, 0] += 1
+    policies.save(other, tmp_path / "other")
+    flags = [flag.format(other=tmp_path / "other") for flag in flags]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run(*command, *flags)
+    err = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert stop.value.code == 2 and len(err) == 1 and f"another {name}: " in err[0]
+    assert (tmp_path / "x.mine.jsonl").read_bytes() == before
+    run(*command, *flags, "--overwrite")
+    assert (tmp_path / "x.mine.jsonl").read_bytes() != before
+
+
+def test_a_run_folder_keeps_its_eval_json_for_the_built_in_task(run_folder, folder, asked):
+    run("--model", run_folder, "--benchmarks", "mine", "--benchmark-dir", folder, *SMALL)
+    names = sorted(path.name for path in run_folder.iterdir())
+    assert names == ["benchmarks.json", "benchmarks.mine.jsonl", "checkpoint", "config.json"]
+
+
+def test_what_does_not_fit_into_the_context_is_said(tiny_folder, folder, asked, capsys):
+    (folder / "mine.jsonl").write_text(
+        '{"problem": "1+1=", "answer": "2"}\n{"problem": "%s", "answer": "1"}' % ("1" * 600)
+    )
+    run("--model", tiny_folder, "--benchmarks", "mine", "--benchmark-dir", folder, *SMALL)
+    assert "(1 too long for the model's context, counted as wrong)" in capsys.readouterr().out
+    assert sum(len(c[0]) for c in asked) == 1
+
+
+def test_nothing_is_kept_without_a_place(tiny_folder, folder, asked, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    run("--model", tiny_folder, "--benchmarks", "mine", "--benchmark-dir", folder, *SMALL)
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.extra
+def test_all_nine_benchmarks_are_asked(tiny_folder, tmp_path, capsys):
+    where = ROOT.parent / "shared" / "data" / "benchmarks"
+    if not where.is_dir():
+        pytest.skip("there is no ../shared/data/benchmarks")
+    names, out = ",".join(benchmarks.PAPER), tmp_path / "x.json"
+    small = ("--limit", 8, "--k", 2, "--max-new-tokens", 8, "--out", out)
+    run("--model", tiny_folder, "--benchmarks", names, "--benchmark-dir", where, *small)
+    found = json.loads(out.read_text())["benchmarks"]
+    assert list(found) == list(benchmarks.PAPER) and all(6 <= part["problems"] <= 8 for part in found.values())
+    assert "AIME 24/25" in capsys.readouterr().out
