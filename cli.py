@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Iterable
+from types import ModuleType
 from typing import Any, NoReturn
 
 from tqdm import tqdm
@@ -14,6 +16,14 @@ def fail(message: str) -> NoReturn:
     """Ends the program with one line on stderr and exit status 2: what is wrong, and what to do."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
+
+
+def need(module: str, what: str) -> ModuleType:
+    """Imports an optional package, or ends the program with the line that says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        fail(f"{what} needs the package {module}: .venv/bin/python -m pip install -r requirements-extra.txt")
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,10 +1,13 @@
 """The model and its tokenizer, and the one place where device and dtype are chosen.
 
-Any causal language model of transformers can be the policy. The built-in one is a decoder of about 0.7 M parameters (an
-ordinary LlamaForCausalLM, so that nothing downstream knows the difference) over characters. Nobody pre-trained it, so
-the run does: `warm_start` teaches it by SFT on a mixture of worked and bare answers, stops while it is still often
-wrong, and keeps the result in a cache folder. That is the "warm start": where every method begins. The baseline
-`sft` of train.py is something else, SFT on the demonstrations that goes on from there.
+Any causal language model of transformers can be the policy: a hub id or a folder, with its chat template if it has one.
+Weights that are trained are fp32 everywhere; a GPU multiplies in bf16 (`placement`).
+
+The built-in one is a decoder of about 0.7 M parameters (an ordinary LlamaForCausalLM, so that nothing downstream knows
+the difference) over characters. Nobody pre-trained it, so the run does: `warm_start` teaches it by SFT on a mixture of
+worked and bare answers, stops while it is still often wrong, and keeps the result in a cache folder. That is the "warm
+start": where every method begins. The baseline `sft` of train.py is something else, SFT on the demonstrations that
+goes on from there.
 
 The paper starts from Qwen2.5-Math-7B; no part of the method depends on which model it is.
 
@@ -18,6 +21,7 @@ import json
 import random
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,10 +37,11 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as hf_logging
 
 import tasks
-from cli import fail, progress
+from cli import fail, need, progress
 
 hf_logging.disable_progress_bar()  # of loading and saving: they would break ours
 CACHE = Path(__file__).resolve().parent / "runs" / "warm_start"
@@ -49,6 +54,17 @@ class Policy:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    autocast_dtype: torch.dtype | None = None  # of matrix products; None: that of the weights
+    checkpointing: bool = False  # activations are computed again in the backward pass
+
+    def autocast(self) -> AbstractContextManager:
+        """Goes around every forward pass, sampling and learning alike."""
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+    @property
+    def window(self) -> int:
+        """The most tokens, prompt and response together, that the model has positions for."""
+        return getattr(self.model.config, "max_position_embeddings", None) or 10**9
 
     @property
     def eos_id(self) -> int:
@@ -141,10 +157,10 @@ def demonstration_backward(policy: Policy, pairs: list[tuple[str, str]], rows_at
         def pad(row: list[int], value: int, width: int = width) -> list[int]:
             return row + [value] * (width - len(row))
 
-        logits = policy.model(
-            input_ids=torch.tensor([pad(p + r, policy.pad_id) for p, r in part], device=policy.device),
-            attention_mask=torch.tensor([pad([1] * len(p + r), 0) for p, r in part], device=policy.device),
-        ).logits[:, :-1]  # (n, P + T - 1, V): the logits at a position are for the token after it
+        ids = torch.tensor([pad(p + r, policy.pad_id) for p, r in part], device=policy.device)  # (n, P + T)
+        attention = torch.tensor([pad([1] * len(p + r), 0) for p, r in part], device=policy.device)
+        with policy.autocast():  # the logits at a position are for the token after it: (n, P + T - 1, V)
+            logits = policy.model(input_ids=ids, attention_mask=attention, use_cache=False).logits[:, :-1]
         labels = torch.tensor([pad([-100] * len(p) + r, -100)[1:] for p, r in part], device=policy.device)
         loss = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum") / total  # -100: left out
         loss.backward()
@@ -216,8 +232,11 @@ def warm_start(settings: WarmStart | None = None, cache: Path = CACHE) -> Path:
     return folder
 
 
+# ---------------------------------------------------------------------------------------- any model
+
+
 def save(policy: Policy, folder: Path) -> None:
-    """Model and tokenizer as an ordinary folder that from_pretrained loads."""
+    """Model and tokenizer as an ordinary folder that from_pretrained loads; of a model with LoRA the adapter alone."""
     policy.model.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
 
@@ -228,8 +247,11 @@ def resolve(name: str) -> str:
     Ends the program with one line if `name` can only be a path and holds no model.
     """
     for inner in ("checkpoint/model", "model", "."):
-        if (Path(name) / inner / "config.json").exists() and (Path(name) / inner / "tokenizer_config.json").exists():
-            return str(Path(name) / inner)
+        folder = Path(name) / inner
+        if (folder / "tokenizer_config.json").exists() and any(
+            (folder / file).exists() for file in ("config.json", "adapter_config.json")
+        ):
+            return str(folder)
     if Path(name).exists() or name.startswith((".", "/", "runs/")) or name.count("/") > 1:
         fail(f"{name} holds no model: give a run folder of train.py, a model folder, or a hub id")
     return name
@@ -240,17 +262,62 @@ def load_tokenizer(name: str | None = None) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(resolve(name)) if name else build_tokenizer()
 
 
-def load(name: str | None = None) -> Policy:
+@dataclass(frozen=True)
+class Placement:
+    """Where the model stands, and in which numbers."""
+
+    device: str
+    weights: torch.dtype
+    autocast: torch.dtype | None
+
+
+def placement(cuda: bool, lora: bool) -> Placement:
+    """The one place that chooses device and dtype.
+
+    Weights that are trained are fp32: a small update to a bf16 weight rounds to nothing. A GPU multiplies in bf16 all
+    the same, by autocast. With LoRA the weights of the base are not trained, so that on a GPU they can be bf16.
+    """
+    if not cuda:
+        return Placement("cpu", torch.float32, None)
+    return Placement("cuda", torch.bfloat16 if lora else torch.float32, torch.bfloat16)
+
+
+def load(
+    name: str | None = None, lora_rank: int = 0, adapter: Path | None = None, checkpointing: bool = False
+) -> Policy:
     """The policy `name`: a hub id, a model folder or a run folder of train.py; None for the warm start.
 
-    Weights are fp32, because small updates to bf16 weights round to nothing. The model stays in eval mode: dropout
-    would make the distribution that is trained another one than the distribution that was sampled.
+    `lora_rank` adds a fresh LoRA, or `adapter`, a saved one that goes on being trained. `checkpointing` recomputes
+    activations in the backward pass instead of keeping them. The model stays in eval mode: dropout would make the
+    distribution that is trained another one than the distribution that was sampled.
     """
     where = resolve(name) if name else str(warm_start())
-    model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32)
-    tokenizer = load_tokenizer(where)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Policy(model.to(device).eval(), tokenizer)
+    place = placement(torch.cuda.is_available(), lora=bool(lora_rank))
+    if (Path(where) / "adapter_config.json").exists():  # what LoRA has learned becomes part of the weights
+        peft = need("peft", "a model with LoRA")
+        base = peft.PeftConfig.from_pretrained(where).base_model_name_or_path
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=place.weights)
+        model = peft.PeftModel.from_pretrained(model, where).merge_and_unload().requires_grad_(True)
+        model.name_or_path = base
+    else:
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=place.weights)
+    if lora_rank:
+        model = add_lora(model, lora_rank, adapter)
+    if checkpointing:
+        model.activation_checkpointing_enable()
+        for module in model.modules():  # transformers checkpoints in training mode alone. The layer's own flag is not
+            if isinstance(module, GradientCheckpointingLayer):  # read by the dropout inside it, which stays off
+                module.training = True
+    return Policy(model.to(place.device), load_tokenizer(where), place.autocast, checkpointing)
+
+
+def add_lora(model: PreTrainedModel, rank: int, adapter: Path | None) -> PreTrainedModel:
+    """LoRA (arXiv 2106.09685) on every linear layer: the base is frozen, and the low-rank factors are fp32."""
+    peft = need("peft", "--lora-rank")
+    if adapter:
+        return peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=True).eval()
+    linear = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    return peft.get_peft_model(model, linear).eval()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import Cache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from policy import Policy
 from tasks import Problem
@@ -95,6 +95,8 @@ class _Recorder(LogitsProcessor):
             self.note(input_ids[:, -1])
         scores = scores / self.temperature
         self.last = scores.log_softmax(dim=-1)
+        if self.last.isnan().any():
+            raise FloatingPointError("the policy's logits are not finite")
         self.entropy.append(torch.special.entr(self.last.exp()).sum(dim=-1))  # entr(0) = 0: no NaN from 0 * -inf
         return scores
 
@@ -109,6 +111,28 @@ def pad_prompts(policy: Policy, problems: list[Problem]) -> tuple[Tensor, Tensor
     ids = torch.tensor([[policy.pad_id] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.bool)
     return ids.to(policy.device), mask.to(policy.device)
+
+
+def prompt_cache(policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, group: Tensor) -> Cache | None:
+    """Keys and values of each prompt but for its last token: computed once, repeated for its rows, as `group` has them.
+
+    prompt_ids and prompt_mask (B, P), group (n,). Where gradients are on, those of a prompt's rows add up in it. None
+    for prompts of one token.
+    """
+    if prompt_ids.shape[1] == 1:
+        return None
+    wanted, place = group.unique(return_inverse=True)  # prompts that have a row, and which of them each row's is
+    ids, mask = prompt_ids[wanted, :-1], prompt_mask[wanted, :-1].long()
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions_of(mask)}
+    with policy.autocast():
+        cache = policy.model(**inputs, use_cache=True, logits_to_keep=1).cache
+    cache.batch_select_indices(place)
+    return cache
+
+
+def positions_of(attention: Tensor) -> Tensor:
+    """Left padding: count from the first real token, or models with absolute positions see another row."""
+    return (attention.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def completion_mask(tokens: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
@@ -135,7 +159,7 @@ def sample_groups(
     """`counts[b]` responses to problem b (0 is allowed), drawn by `generate` from the whole distribution.
 
     Advances torch's global random state, which is therefore part of a checkpoint. The model must be in eval mode:
-    dropout would make the sampled distribution another one.
+    dropout would make the sampled distribution another one. Raises FloatingPointError if the weights have gone astray.
     """
     model = policy.model
     group = torch.tensor([b for b, count in enumerate(counts) for _ in range(count)], device=policy.device)  # (N,)
@@ -145,20 +169,22 @@ def sample_groups(
     # a repetition penalty or a minimal length. So the model's own one is replaced while we sample.
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
-        out = model.generate(
-            input_ids=prompt_ids[group],
-            attention_mask=prompt_mask[group].long(),
-            generation_config=GenerationConfig(
-                do_sample=not greedy,
-                temperature=None if greedy else 1.0,  # the recorder divides
-                top_k=None if greedy else 0,
-                top_p=None if greedy else 1.0,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=policy.eos_id,
-                pad_token_id=policy.pad_id,
-            ),
-            logits_processor=LogitsProcessorList([recorder]),
-        )
+        with policy.autocast():
+            out = model.generate(
+                input_ids=prompt_ids[group],
+                attention_mask=prompt_mask[group].long(),
+                cache=prompt_cache(policy, prompt_ids, prompt_mask, group),
+                generation_config=GenerationConfig(
+                    do_sample=not greedy,
+                    temperature=None if greedy else 1.0,  # the recorder divides
+                    top_k=None if greedy else 0,
+                    top_p=None if greedy else 1.0,
+                    max_new_tokens=max_new_tokens,
+                    eos_token_id=policy.eos_id,
+                    pad_token_id=policy.pad_id,
+                ),
+                logits_processor=LogitsProcessorList([recorder]),
+            )
     finally:
         model.generation_config = own
     tokens = out[:, prompt_ids.shape[1] :]  # (N, T)
@@ -192,19 +218,23 @@ def token_logprobs(
     """Log-probs (n, t) of the completion tokens of these n rows under the policy now, with gradient; and entropies.
 
     t is the longest completion among the rows, as in `dagrpo.Update.rows`. Outside the mask stands 0. Logits are
-    computed at completion positions only, and divided by the temperature that the responses were sampled at.
+    computed at completion positions only, and divided by the temperature that the responses were sampled at. Each
+    prompt runs once for all of its rows.
     """
     group, mask = rollouts.group[rows], rollouts.mask[rows]  # (n,), (n, T)
     length = int(mask.sum(dim=1).max())
     tokens, mask = rollouts.tokens[rows, :length], mask[:, :length]  # (n, t)
     prompt_ids, prompt_mask = rollouts.prompt_ids[group], rollouts.prompt_mask[group]  # (n, P)
-    ids = torch.cat([prompt_ids, tokens], dim=1)  # (n, P + t)
-    attention = torch.cat([prompt_mask, mask], dim=1).long()  # (n, P + t)
-    # left padding: count positions from the first real token, or absolute-position models see another row
-    positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
-    logits = policy.model(
-        input_ids=ids, attention_mask=attention, position_ids=positions, logits_to_keep=length + 1, use_cache=False
-    ).logits[:, :-1]  # (n, t, V): the logits at a position are for the token after it
+    ids = torch.cat([prompt_ids, tokens], dim=1)[:, :-1]  # (n, P + t - 1): nothing follows the last token
+    attention = torch.cat([prompt_mask, mask], dim=1)[:, :-1].long()  # (n, P + t - 1)
+    positions, cache = positions_of(attention), None
+    if not policy.checkpointing:  # layers that are run again in the backward pass would write to the cache again
+        cache = prompt_cache(policy, rollouts.prompt_ids, rollouts.prompt_mask, group)
+    if cache is not None:
+        ids, positions = ids[:, -length:], positions[:, -length:]  # (n, t): the prompt's last token, then the response
+    inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions, "cache": cache}
+    with policy.autocast():  # (n, t, V): the logits at a position are for the token after it
+        logits = policy.model(**inputs, use_cache=cache is not None, logits_to_keep=length).logits
     logp = (logits.float() / temperature).log_softmax(dim=-1)  # (n, t, V)
     entropy = -(logp.exp() * logp).sum(dim=-1) if with_entropy else None  # (n, t)
     chosen = logp.gather(2, tokens[:, :, None]).squeeze(2)  # (n, t)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,6 +104,36 @@ def test_a_padded_rows_logprobs_are_those_of_the_row_alone(tiny, architecture):
         logits = policy.model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
         alone = logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None]).squeeze(1)
         torch.testing.assert_close(padded[row, : len(completion)], alone, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_prompt_that_runs_once_for_its_rows_changes_no_gradient(tiny, architecture):
+    """Against the plain pass, which runs the whole row; it is the one that checkpointing takes."""
+    policy = tiny if architecture == "llama" else small_gpt2(tiny.tokenizer)
+    problems = [solve("1+2=", "1"), solve("12+13-14+15=", "3"), solve("7-5=", "1")]
+    rollouts = rollout.sample_groups(policy, problems, [3, 4, 2], max_new_tokens=20)
+    rows, gradients = torch.tensor([8, 0, 5, 1, 4]), []
+    weights = torch.randn(5, 20)
+    for checkpointing in (False, True):
+        policy.model.zero_grad()
+        logp, _ = rollout.token_logprobs(replace(policy, checkpointing=checkpointing), rollouts, rows)
+        (logp * weights[:, : logp.shape[1]]).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.model.parameters()]))
+    policy.model.zero_grad()
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[1].norm()
+
+
+def test_checkpointing_changes_no_gradient_and_does_not_turn_dropout_on(tiny_folder, problems):
+    gradients = []
+    for checkpointing in (False, True):
+        policy = policies.load(str(tiny_folder), checkpointing=checkpointing)
+        assert not policy.model.training
+        torch.manual_seed(0)
+        rollouts = rollout.sample_groups(policy, problems, [2, 2, 2], max_new_tokens=20)
+        logp, _ = rollout.token_logprobs(policy, rollouts, torch.arange(6))
+        logp.sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.model.parameters()]))
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[1].norm()
 
 
 def test_rows_can_be_asked_for_in_any_order_and_number(tiny, problems):
