@@ -25,7 +25,7 @@ demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (ab
 test: .venv/ready  ## the tests (about 3 minutes)
 	$(PY) -m pytest -m "not extra"
 
-test-all: test  ## and those that kill processes, need an extra or real data (2 minutes more); skips are listed
+test-all: test .venv/ready-extra  ## and those that kill processes, need an extra or real data; skips are listed
 	$(PY) -m pytest -m extra -rs
 
 lint: .venv/ready  ## ruff
@@ -40,10 +40,15 @@ clean-demo:  ## forget the demo's runs, so that the next make demo trains again
 
 lock:  ## pin what pyproject.toml asks for to the newest versions (needs uv)
 	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate pyproject.toml -o requirements.txt
+	uv pip compile --universal --python-version 3.11 --all-extras --no-header --no-annotate pyproject.toml -o requirements-extra.txt
 
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "This needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/ready-extra: .venv/ready requirements-extra.txt
+	.venv/bin/python -m pip install --disable-pip-version-check -q -r requirements-extra.txt
 	@touch $@

@@ -6,6 +6,8 @@ what DaGRPO would keep of a plain Dr. GRPO run.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +42,7 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.0f}%"
 
 
-def measure(groups: Groups, levels: list[str]) -> dict[str, float | None]:
+def measure(groups: Groups, levels: Iterable[str]) -> dict[str, float | None]:
     """A step's row for metrics.csv, apart from what `learn` adds. None: there was nothing to take the mean of.
 
     Reward, length, entropy and `ended` are over rollouts, anchors apart. Kept shares are of the rows with A != 0.
@@ -105,8 +107,8 @@ def records(groups: Groups, step: int) -> list[dict[str, Any]]:
 
 
 def numbers(values: Tensor, digits: int = 9) -> list[float | None]:
-    """JSON knows no NaN."""
-    return [round(x, digits) if x == x else None for x in values.tolist()]
+    """JSON knows neither NaN nor infinity."""
+    return [round(x, digits) if math.isfinite(x) else None for x in values.tolist()]
 
 
 def show(groups: Groups, step: int, delta: float) -> str:

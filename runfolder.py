@@ -3,7 +3,10 @@
     config.json      all flags, the recipe they make, versions
     metrics.csv      a row a step
     rollouts.jsonl   a line a group: question, responses, tokens, log-probs, R, S, A, keep, is_anchor
-    checkpoint/      the latest: model/ (loads with from_pretrained) and trainer.pt (optimiser, step, random states)
+    nonfinite.jsonl  the groups of steps with a gradient that was not finite, to look into; only if there are any
+    judge.jsonl      a judge's scores by content, so that nothing is paid for twice; only with --scorer judge
+    checkpoint/      the latest: model/ (loads with from_pretrained) and trainer.pt (optimiser, step, random states);
+                     earlier ones as checkpoint-STEP/, with --keep
 
 A checkpoint is written aside and renamed, so a killed run leaves the one before it intact. On resume, metrics.csv and
 rollouts.jsonl are cut back to the checkpoint's step: nothing is missing and nothing stands there twice.
@@ -12,21 +15,28 @@ rollouts.jsonl are cut back to the checkpoint's step: nothing is missing and not
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError
 
 import policy as policies
 from cli import fail
 from policy import Policy
 
-FILES = ("config.json", "metrics.csv", "rollouts.jsonl")
+FILES = ("config.json", "metrics.csv", "rollouts.jsonl", "nonfinite.jsonl")
 FOLDERS = ("checkpoint", "checkpoint.new", "checkpoint.old", "checkpoint.partial")
+
+
+# flags that a resumed run may change: they change neither weights nor figures
+FREE = {"out", "steps", "resume", "overwrite", "insist", "preset", "keep", "save_every", "log_rollouts_every"}
+FREE |= {"show_every", "judge_url", "judge_concurrency", "judge_cache"}
 
 
 def claim(out: Path, resume: bool, overwrite: bool) -> bool:
@@ -46,12 +56,41 @@ def claim(out: Path, resume: bool, overwrite: bool) -> bool:
     return resume and find_checkpoint(out) is not None
 
 
+def lock(out: Path) -> IO[str]:
+    """Keeps other processes out of the folder for as long as the file that it returns stays open, or this one lives."""
+    file = (out / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        fail(f"--out {out}: another process is just writing this run; wait for it, or end it")
+    return file
+
+
 def clear(out: Path) -> None:
     """Removes a former run's files from `out`, and nothing else that may be there."""
     for name in FILES:
         (out / name).unlink(missing_ok=True)
     for name in FOLDERS:
         shutil.rmtree(out / name, ignore_errors=True)
+    for folder in kept(out):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def changed(out: Path, flags: dict[str, Any]) -> list[str]:
+    """Which flags have another value than in the run that is to go on, apart from FREE: `--lr was 0.0001, is 0.001`."""
+    try:
+        before = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        fail(f"{out / 'config.json'} cannot be read: without it nobody can tell whether this is the same run")
+    known = {name: json.loads(json.dumps(value)) for name, value in flags.items() if name not in FREE | {"method"}}
+    differ = [name for name, value in (known | {"method": flags["method"]}).items() if before.get(name, value) != value]
+    return [f"--{name.replace('_', '-')} was {before[name]}, is {flags[name]}" for name in differ]
+
+
+def kept(out: Path) -> list[Path]:
+    """Earlier checkpoints, oldest first."""
+    folders = [path for path in out.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def find_checkpoint(out: Path) -> Path | None:
@@ -65,34 +104,58 @@ def find_checkpoint(out: Path) -> Path | None:
     return latest if latest.exists() else None
 
 
-def save_checkpoint(out: Path, policy: Policy, trainer: dict[str, Any]) -> None:
-    """Writes `checkpoint/`. At every moment of it, one complete checkpoint is there for find_checkpoint."""
+def save_checkpoint(out: Path, policy: Policy, trainer: dict[str, Any], keep: int = 1) -> None:
+    """Writes `checkpoint/`. At every moment of it, one complete checkpoint is there for find_checkpoint.
+
+    `keep` counts the latest; only when the new one is complete are older ones removed. Raises OSError if it cannot be
+    written (a full disk): then the one before is still in its place.
+    """
     partial, new, old, latest = (out / f"checkpoint{end}" for end in (".partial", ".new", ".old", ""))
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    policies.save(policy, partial / "model")
-    torch.save({**trainer, "random": random_state()}, partial / "trainer.pt")
+    try:
+        partial.mkdir()
+        policies.save(policy, partial / "model")
+        torch.save({**trainer, "random": random_state()}, partial / "trainer.pt")
+        (partial / "step").write_text(str(trainer["step"]))
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors have their own names for it
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(
+            getattr(error, "errno", None), f"the checkpoint cannot be written: {first_line(error)}"
+        ) from error
     shutil.rmtree(new, ignore_errors=True)
     partial.rename(new)
     shutil.rmtree(old, ignore_errors=True)
     if latest.exists():
         latest.rename(old)
     new.rename(latest)
+    if keep > 1 and old.exists():
+        old.rename(out / f"checkpoint-{(old / 'step').read_text()}")
     shutil.rmtree(old, ignore_errors=True)
+    for folder in kept(out)[: -(keep - 1) or None]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def first_line(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
 
 
 def load_trainer(checkpoint: Path) -> dict[str, Any]:
     """What save_checkpoint was given; sets the random states. Tensors and plain values only, no pickled code."""
     trainer = torch.load(checkpoint / "trainer.pt", weights_only=True)
-    torch.set_rng_state(trainer["random"]["cpu"])
-    if torch.cuda.is_available() and trainer["random"]["cuda"]:
-        torch.cuda.set_rng_state_all(trainer["random"]["cuda"])
+    set_random_state(trainer["random"])
     return trainer
 
 
 def random_state() -> dict[str, Any]:
     """The random states that sampling advances. Prompts need none: their order follows seed and step."""
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def cut_back(out: Path, step: int) -> None:
@@ -106,6 +169,7 @@ def cut_back(out: Path, step: int) -> None:
 
     _keep_lines(out / "metrics.csv", step, csv_step, header=True)
     _keep_lines(out / "rollouts.jsonl", step, jsonl_step, header=False)
+    _keep_lines(out / "nonfinite.jsonl", step, jsonl_step, header=False)
 
 
 def _keep_lines(path: Path, step: int, step_of: Callable[[str], int], header: bool) -> None:
@@ -136,8 +200,8 @@ def append_metrics(out: Path, row: dict[str, Any]) -> None:
         writer.writerow({name: f"{x:.6g}" if isinstance(x, float) else x for name, x in row.items()})
 
 
-def append_rollouts(out: Path, records: Iterable[dict[str, Any]]) -> None:
+def append_rollouts(out: Path, records: Iterable[dict[str, Any]], name: str = "rollouts.jsonl") -> None:
     """Adds a step's groups to rollouts.jsonl, a line each; a number that is not one becomes null."""
-    with (out / "rollouts.jsonl").open("a", encoding="utf-8") as file:
+    with (out / name).open("a", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(record, allow_nan=False) + "\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import train
+import flags
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,12 +50,12 @@ def test_the_files_that_the_readme_links_to_exist():
 
 def test_the_make_targets_that_the_readme_names_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"\bmake ([a-z-]+)", " ".join(re.findall(r"`[^`]+`", README)))):
+    for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
 def test_the_flags_of_train_that_the_readme_names_exist():
-    help_text = train.build_parser().format_help()
+    help_text = flags.build_parser().format_help()
     for command in re.findall(r"python train\.py ([^\n`]*)", README):
         for flag in re.findall(r"--[a-z-]+", command):
             assert f"{flag} " in help_text or f"{flag}\n" in help_text, flag

@@ -1,6 +1,7 @@
-"""A run that is stopped or killed, in a process of its own, goes on as if nothing had happened (make test-all)."""
+"""A run that is stopped, killed or out of disk, in its own process, goes on as if nothing had been (make test-all)."""
 
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -24,11 +25,19 @@ train.main()
 TIMES = ("rollout_seconds", "train_seconds")
 
 
-def launch(folder, out, *flags):
+def launch(folder, out, *flags, largest_file=None):
+    """`largest_file`: bytes; writing more fails as on a full disk."""
     small = ["--batch-prompts", "4", "--group-size", "4", "--max-new-tokens", "44", "--save-every", "2"]
     argv = ["--method", "dagrpo", "--steps", str(STEPS), "--model", str(folder), "--out", str(out), "--show-every", "0"]
     command = [sys.executable, "-c", COMMAND, *argv, *small, *flags]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+    def limit():
+        if largest_file:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
+    return subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=limit
+    )
 
 
 def finish(process):
@@ -84,3 +93,32 @@ def test_a_stopped_run_finishes_its_step_says_how_to_go_on_and_goes_on(tiny_fold
     assert 3 <= done < STEPS
     finish(launch(tiny_folder, out, "--resume"))
     assert result(out) == whole
+
+
+def fails_for_room(process):
+    """The one line that it ends with."""
+    err = process.communicate(timeout=300)[1]
+    assert process.returncode == 2, err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "Make room" in last and "Traceback" not in err
+    return last
+
+
+def test_no_room_for_a_checkpoint_leaves_the_last_one_intact(tiny_folder, tmp_path, whole):
+    out = tmp_path / "run"
+    finish(launch(tiny_folder, out, "--steps", "4"))
+    before = result(out)
+    weights = (tiny_folder / "model.safetensors").stat().st_size
+    last = fails_for_room(launch(tiny_folder, out, "--resume", largest_file=weights // 2))
+    assert "the checkpoint cannot be written" in last and "The checkpoint is of step 4" in last
+    assert (out / "checkpoint/model/model.safetensors").read_bytes() == before[2]
+    finish(launch(tiny_folder, out, "--resume"))
+    assert result(out) == whole
+
+
+def test_no_room_for_the_rollouts_is_one_clear_line(tiny_folder, tmp_path, whole):
+    out = tmp_path / "run"
+    last = fails_for_room(launch(tiny_folder, out, "--save-every", "999", largest_file=len(whole[1]) // 2))
+    assert "There is no checkpoint yet" in last
+    finish(launch(tiny_folder, out, "--resume"))
+    assert result(out)[1:] == whole[1:]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import dagrpo
+import runfolder
 import scoring
 import tasks
 import train
@@ -161,6 +162,91 @@ def test_hard_anchors_stand_only_where_no_rollout_is_right(tiny_folder, tmp_path
 def test_an_extra_anchor_makes_the_groups_one_larger(tiny_folder, tmp_path):
     run(tiny_folder, tmp_path / "run", "--extra-anchor", steps=1)
     assert all(g["is_anchor"] == [False] * 4 + [True] for g in groups_of(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("method", ["dr_grpo", "sft"])
+def test_gradients_that_are_not_finite_are_skipped_shown_saved_and_end_the_run(
+    tiny_folder, tmp_path, monkeypatch, capsys, method
+):
+    before = weights(tiny_folder)
+
+    def broken(function):
+        def step(*args, **kwargs):
+            result = function(*args, **kwargs)
+            for parameter in getattr(args[0], "policy", args[0]).model.parameters():
+                parameter.grad.fill_(float("nan"))
+            return result
+
+        return step
+
+    monkeypatch.setattr(train, "backward", broken(train.backward))
+    monkeypatch.setattr(train.policies, "demonstration_backward", broken(train.policies.demonstration_backward))
+    with pytest.raises(SystemExit) as stop:
+        run(tiny_folder, tmp_path / "run", "--save-every", "1", method=method, steps=9)
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and "gradients in a row were not finite: lower --lr" in said.err
+    rows = metrics(tmp_path / "run")
+    assert sum(int(row["skipped_updates"]) for row in rows) >= 5 and rows[0]["grad_norm"] == "nan"
+    assert f"step {len(rows)}: an update was skipped" in said.out
+    assert torch.equal(weights(tmp_path / "run"), before)
+    assert (tmp_path / "run" / "nonfinite.jsonl").exists() == (method != "sft")
+
+
+def test_weights_gone_astray_are_one_clear_line(tiny, tiny_folder, tmp_path, capsys, monkeypatch):
+    load = train.policies.load
+
+    def broken(*args, **kwargs):
+        policy = load(*args, **kwargs)
+        policy.model.lm_head.weight.data.fill_(float("nan"))
+        return policy
+
+    monkeypatch.setattr(train.policies, "load", broken)
+    with pytest.raises(SystemExit):
+        run(tiny_folder, tmp_path / "run")
+    assert "the policy's logits are not finite. There is no checkpoint yet" in capsys.readouterr().err
+
+
+CHANGED = {
+    "another rate": (["--lr", "2e-3"], "--lr was 0.001, is 0.002"),
+    "another method": (["--method", "dr_grpo"], "--method was dagrpo, is dr_grpo"),
+    "another delta and seed": (["--delta", "1", "--seed", "5"], "--seed was 0, is 5; --delta was 3.0, is 1.0"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_a_resumed_run_with_other_flags_is_refused_unless_one_insists(tiny_folder, tmp_path, capsys, case):
+    flags, message = CHANGED[case]
+    run(tiny_folder, tmp_path / "run", steps=1)
+    with pytest.raises(SystemExit) as stop:
+        run(tiny_folder, tmp_path / "run", "--resume", *flags, steps=2)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and message in err and "--insist" in err
+    assert len(metrics(tmp_path / "run")) == 1
+    assert len(run(tiny_folder, tmp_path / "run", "--resume", "--insist", *flags, steps=2)) == 2
+
+
+def test_flags_that_change_no_result_may_change_on_resume(tiny_folder, tmp_path):
+    run(tiny_folder, tmp_path / "run", steps=1)
+    free = ["--save-every", "7", "--keep", "2", "--show-every", "9"]
+    assert len(run(tiny_folder, tmp_path / "run", "--resume", *free, steps=2)) == 2
+
+
+def test_keep_keeps_the_newest_checkpoints(tiny_folder, tmp_path):
+    run(tiny_folder, tmp_path / "run", "--save-every", "1", "--keep", "3", steps=5)
+    found = {path.name: (path / "step").read_text() for path in (tmp_path / "run").glob("checkpoint*")}
+    assert found == {"checkpoint": "5", "checkpoint-4": "4", "checkpoint-3": "3"}
+    run(tiny_folder, tmp_path / "run", "--resume", steps=6)
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint*")] == ["checkpoint"]
+    run(tiny_folder, tmp_path / "run", "--overwrite", "--save-every", "1", "--keep", "2", steps=2)
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint*")} == {"checkpoint", "checkpoint-1"}
+
+
+def test_two_processes_cannot_write_one_run(tiny_folder, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    with runfolder.lock(tmp_path / "run"), pytest.raises(SystemExit):
+        run(tiny_folder, tmp_path / "run")
+    assert "another process is just writing this run" in capsys.readouterr().err
+    assert len(run(tiny_folder, tmp_path / "run", steps=1)) == 1
 
 
 def test_kl_to_the_start_is_zero_at_first_and_pulls_later(tiny_folder, tmp_path):

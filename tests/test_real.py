@@ -1,0 +1,203 @@
+"""Training on other data, models and scorers than the built-in ones: the same loop, by flags."""
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from test_train import groups_of, metrics, some_are_right, weights  # noqa: F401  a fixture among them
+
+import judge
+import policy as policies
+import prepare
+import rollout
+import runfolder
+import scoring
+import tasks
+import train
+from policy import Policy
+
+PROBLEMS = tasks.arithmetic("train", per_level=2)
+
+
+@pytest.fixture
+def data_file(tmp_path):
+    """The built-in problems in MATH's layout; two have no demonstration, one demonstration is wrong."""
+    rows = [{"problem": p.question, "solution": p.demo, "answer": p.answer, "level": f"L{p.level}"} for p in PROBLEMS]
+    rows[0]["solution"] = rows[1]["solution"] = ""
+    path = tmp_path / "math.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(folder, out, *flags, method="dagrpo", steps=2):
+    small = ["--batch-prompts", "4", "--group-size", "4", "--max-new-tokens", "44", "--lr", "1e-3", "--show-every", "0"]
+    argv = ["--method", method, "--steps", str(steps), "--out", str(out), "--model", str(folder)]
+    train.main([*argv, *small, "--instruction", "", *flags])
+    return metrics(out)
+
+
+# ---------------------------------------------------------------------------------------- data and models
+
+
+def test_a_data_file_is_trained_on_with_and_without_demonstrations(tiny_folder, data_file, tmp_path, capsys):
+    rows = run(tiny_folder, tmp_path / "run", "--data", str(data_file), steps=5)
+    err = capsys.readouterr().err
+    assert "10 of 10 rows used; layout MATH" in err and "anchors: 8 of 10 usable; rejected: {'missing': 2}" in err
+    groups = groups_of(tmp_path / "run")
+    assert {g["question"] for g in groups} == {p.question for p in PROBLEMS}
+    for group in groups:
+        assert len(group["R"]) == 4 and sum(group["is_anchor"]) == bool(group["demonstration"])
+    assert all(f"reward_level_L{n}" in rows[0] for n in range(1, 6))
+
+
+def test_the_instruction_stands_behind_every_question(tiny_folder, data_file, tmp_path):
+    run(tiny_folder, tmp_path / "run", "--data", str(data_file), "--instruction", "12=", steps=1)
+    assert all(group["question"].endswith("=\n12=") for group in groups_of(tmp_path / "run"))
+
+
+def test_sft_on_data_learns_from_usable_demonstrations_alone(tiny_folder, data_file, tmp_path, capsys):
+    run(tiny_folder, tmp_path / "run", "--data", str(data_file), method="sft")
+    assert "'missing': 2" in capsys.readouterr().err
+    lines = [json.loads(line) | {"solution": ""} for line in data_file.read_text().splitlines()]
+    data_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(SystemExit):
+        run(tiny_folder, tmp_path / "none", "--data", str(data_file), method="sft")
+    assert "none of these problems has a usable one" in capsys.readouterr().err
+
+
+def test_prompts_that_do_not_fit_the_window_are_counted_and_left_out(tiny, capsys):
+    policy = Policy(copy.deepcopy(tiny.model), tiny.tokenizer)
+    policy.model.config.max_position_embeddings = 30
+    long = tasks.solve("1+1+1+1+1+1+1+1+1+1=", "x")  # 20 tokens
+    pool, prepared = prepare.fitting(policy, [long, PROBLEMS[0]], [None, None], max_new_tokens=15)
+    assert pool == [PROBLEMS[0]] and prepared == [None]
+    assert "1 of 2 problems left out" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        prepare.fitting(policy, [long], [None], max_new_tokens=15)
+    assert "no prompt fits" in capsys.readouterr().err
+
+
+def test_a_model_with_a_chat_template_and_without_a_pad_token(tiny, tmp_path):
+    chat = Policy(tiny.model, copy.deepcopy(tiny.tokenizer))
+    chat.tokenizer.chat_template = (
+        "{% for m in messages %}+{{ m.content }}{% endfor %}{% if add_generation_prompt %}#{% endif %}"
+    )
+    chat.tokenizer.pad_token = None
+    policies.save(chat, tmp_path / "model")
+    loaded = policies.load(str(tmp_path / "model"))
+    assert loaded.pad_id == loaded.eos_id
+    assert loaded.tokenizer.decode(loaded.encode_prompt("1+2=")) == "+1+2=#"
+    rows = run(tmp_path / "model", tmp_path / "run", steps=1)
+    assert float(rows[0]["grad_norm"]) > 0
+
+
+def test_placement_keeps_trained_weights_in_fp32():
+    assert policies.placement(cuda=False, lora=False) == policies.Placement("cpu", torch.float32, None)
+    assert policies.placement(cuda=False, lora=True).weights == torch.float32
+    assert policies.placement(cuda=True, lora=False) == policies.Placement("cuda", torch.float32, torch.bfloat16)
+    assert policies.placement(cuda=True, lora=True).weights == torch.bfloat16
+
+
+def test_autocast_computes_in_bf16_and_leaves_weights_gradients_and_log_probs_in_fp32(tiny, problems):
+    """What a GPU does, as far as a CPU can tell."""
+    policy = replace(tiny, autocast_dtype=torch.bfloat16)
+    rollouts = rollout.sample_groups(policy, problems, [4, 4, 4], max_new_tokens=20)
+    logp, _ = rollout.token_logprobs(policy, rollouts, torch.arange(12))
+    exact, _ = rollout.token_logprobs(tiny, rollouts, torch.arange(12))
+    logp.sum().backward()
+    assert logp.dtype == rollouts.logp.dtype == torch.float32
+    assert {p.grad.dtype for p in policy.model.parameters()} == {torch.float32}
+    policy.model.zero_grad()
+    assert 1e-5 < (logp - exact).abs().max() < 0.1, "bf16 was used, and is near"
+
+
+@pytest.mark.extra
+def test_lora_trains_resumes_exactly_and_can_be_started_from(tiny_folder, tmp_path):
+    pytest.importorskip("peft")
+    whole = run(tiny_folder, tmp_path / "whole", "--lora-rank", "2", "--kl-beta", "0.1", steps=4)
+    run(tiny_folder, tmp_path / "parts", "--lora-rank", "2", "--kl-beta", "0.1", steps=2)
+    assert run(tiny_folder, tmp_path / "parts", "--lora-rank", "2", "--kl-beta", "0.1", "--resume", steps=4) == whole
+    assert not (tmp_path / "whole" / "checkpoint" / "model" / "model.safetensors").exists(), "the adapter alone"
+    base, merged = policies.load(str(tiny_folder)), policies.load(str(tmp_path / "whole"))
+    assert all(p.requires_grad for p in merged.model.parameters())
+    moved = [n for n, p in merged.model.named_parameters() if not torch.equal(p, base.model.get_parameter(n))]
+    assert moved and all("proj" in name for name in moved), "linear layers, but neither embeddings nor norms"
+    torch.testing.assert_close(weights(tmp_path / "whole"), weights(tmp_path / "parts"), rtol=0, atol=0)
+    run(tmp_path / "whole", tmp_path / "then", steps=1)
+
+
+# ---------------------------------------------------------------------------------------- scorers
+
+
+def scripted_judge(monkeypatch, answers):
+    """In the place of the endpoint: `answers(pairs)` are the scores of a call."""
+
+    def http_judge(endpoint, counters):
+        def scorer(pairs):
+            counters.calls += len(pairs)
+            return answers(pairs)
+
+        return scorer
+
+    monkeypatch.setattr(judge, "http_judge", http_judge)
+    return ["--scorer", "judge", "--judge-url", "http://127.0.0.1:9/v1", "--judge-name", "m", "--delta", "2"]
+
+
+def test_a_judge_is_asked_only_where_it_decides_and_gives_the_same_run_as_the_rule(tiny_folder, tmp_path, monkeypatch):
+    plain = run(tiny_folder, tmp_path / "rule", "--delta", "2")
+    flags = scripted_judge(monkeypatch, scoring.rule_scores)
+    judged = run(tiny_folder, tmp_path / "judge", *flags)
+    for name in ("reward", "kept_fraction", "grad_norm", "loss"):
+        assert [row[name] for row in plain] == [row[name] for row in judged]
+    for row in judged:
+        signal = [a != 0 for g in groups_of(tmp_path / "judge") if g["step"] == int(row["step"]) for a in g["A"]]
+        assert int(row["judge_calls"]) == sum(signal) and int(row["judge_saved"]) == len(signal) - sum(signal)
+
+
+def test_a_missing_score_leaves_its_group_out_and_is_counted(tiny_folder, tmp_path, monkeypatch):
+    def forgets_one(pairs):
+        return [float("nan"), *scoring.rule_scores(pairs)[1:]]
+
+    rows = run(tiny_folder, tmp_path / "run", *scripted_judge(monkeypatch, forgets_one))
+    for row in rows:
+        groups = [g for g in groups_of(tmp_path / "run") if g["step"] == int(row["step"])]
+        unscored = [g for g in groups if any(a and s is None for a, s in zip(g["A"], g["S"], strict=True))]
+        assert len(unscored) == int(row["unscored_groups"]) == 1
+        assert not any(unscored[0]["keep"])
+
+
+def test_a_judge_that_goes_down_stops_the_run_after_a_checkpoint_and_the_run_goes_on(
+    tiny_folder, tmp_path, monkeypatch, capsys
+):
+    whole = run(tiny_folder, tmp_path / "whole", *scripted_judge(monkeypatch, scoring.rule_scores), steps=4)
+    asked = []
+
+    def down_at_the_third(pairs):
+        asked.append(pairs)
+        if len(asked) == 3:
+            raise judge.JudgeDown("the judge m is down")
+        return scoring.rule_scores(pairs)
+
+    with pytest.raises(SystemExit) as stop:
+        run(tiny_folder, tmp_path / "run", *scripted_judge(monkeypatch, down_at_the_third), steps=4)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and "the judge m is down. The checkpoint is of step 2: add --resume" in err
+    assert len(metrics(tmp_path / "run")) == 2 and runfolder.find_checkpoint(tmp_path / "run")
+    again = [*scripted_judge(monkeypatch, scoring.rule_scores), "--resume"]
+    assert run(tiny_folder, tmp_path / "run", *again, steps=4) == whole
+
+
+def test_a_method_without_a_mask_asks_no_judge(tiny_folder, tmp_path, monkeypatch, capsys):
+    flags = scripted_judge(monkeypatch, lambda pairs: pytest.fail("asked"))
+    run(tiny_folder, tmp_path / "run", *flags, method="dr_grpo", steps=1)
+    assert "dr_grpo uses no scores: no judge is asked" in capsys.readouterr().err
+
+
+def test_no_key_is_written_anywhere(tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-1234")
+    run(tiny_folder, tmp_path / "run", *scripted_judge(monkeypatch, scoring.rule_scores), steps=1)
+    said = capsys.readouterr()
+    written = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert not any(b"sk-secret-1234" in text for text in [*written, said.out.encode(), said.err.encode()])
