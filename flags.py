@@ -23,12 +23,14 @@ PRESETS = {
     ),
     "smollm2": (
         "SmolLM2-135M on GSM8K, a CPU with 8 GB of memory",
-        "--model HuggingFaceTB/SmolLM2-135M-Instruct --data openai/gsm8k:main --steps 30 --batch-prompts 2 "
+        "--model HuggingFaceTB/SmolLM2-135M-Instruct --data openai/gsm8k:main "
+        "--instruction 'Give the final answer after ####.' --steps 30 --batch-prompts 2 "
         "--group-size 8 --max-new-tokens 128 --lr 1e-5 --updates-per-batch 1 --micro-batch-tokens 2048 --save-every 10",
     ),
     "qwen": (
         "Qwen2.5-0.5B-Instruct on GSM8K, one GPU with 24 GB",
-        "--model Qwen/Qwen2.5-0.5B-Instruct --data openai/gsm8k:main --steps 200 --batch-prompts 32 --group-size 8 "
+        "--model Qwen/Qwen2.5-0.5B-Instruct --data openai/gsm8k:main "
+        "--instruction 'Give the final answer after ####.' --steps 200 --batch-prompts 32 --group-size 8 "
         "--max-new-tokens 512 --lr 1e-6 --updates-per-batch 2 --micro-batch-tokens 16384 --gradient-checkpointing "
         "--log-rollouts-every 5",
     ),

@@ -2,10 +2,16 @@
 
 import copy
 import json
+import random
+import subprocess
+import sys
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from test_judge import KEY, Reply, grades, response_part, server  # noqa: F401
 from test_train import groups_of, metrics, some_are_right, weights  # noqa: F401  a fixture among them
 
 import judge
@@ -18,6 +24,7 @@ import tasks
 import train
 from policy import Policy
 
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 PROBLEMS = tasks.arithmetic("train", per_level=2)
 
 
@@ -201,3 +208,71 @@ def test_no_key_is_written_anywhere(tiny_folder, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     written = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert not any(b"sk-secret-1234" in text for text in [*written, said.out.encode(), said.err.encode()])
+
+
+@pytest.mark.extra
+def test_in_a_long_run_with_faults_every_group_is_scored_or_left_out_and_counted(
+    tiny_folder,
+    tmp_path,
+    monkeypatch,
+    server,  # noqa: F811  the fixture
+):
+    """Over 200 groups through HTTP: one reply in four is a 500, garbage, cut off or a closed connection."""
+    chance = random.Random(0)
+
+    def reply(text, number):
+        fault = chance.random()
+        if fault < 0.05:
+            return Reply(status=500)
+        if fault < 0.2:
+            return Reply(["score: 10", grades(7)[:-3], ""][number % 3])
+        if fault < 0.25:
+            return Reply(silent=True)
+        return Reply(grades(1 + len(response_part(text)[2]) % 10))
+
+    server.reply = reply
+    quick = partial(judge.Endpoint, retries=1, backoff=0.001)
+    monkeypatch.setattr(judge, "Endpoint", quick)
+    flags = ["--scorer", "judge", "--judge-url", server.url, "--judge-name", "grader"]
+    rows = run(tiny_folder, tmp_path / "run", *flags, steps=60)
+    groups = groups_of(tmp_path / "run")
+    assert len(groups) == 240
+    left_out = 0
+    for group in groups:
+        asked = [s for a, s in zip(group["A"], group["S"], strict=True) if a]
+        assert all(s is None for a, s in zip(group["A"], group["S"], strict=True) if not a), "A = 0 is not asked"
+        if None in asked:
+            left_out += 1
+            assert not any(group["keep"])
+    assert left_out == sum(int(row["unscored_groups"]) for row in rows) > 10
+    failed = sum(s is None for g in groups for a, s in zip(g["A"], g["S"], strict=True) if a)
+    assert failed == sum(int(row["judge_failures"]) for row in rows)
+    assert sum(int(row["judge_calls"]) for row in rows) == len(server.bodies)
+    assert KEY not in (tmp_path / "run" / "judge.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    """A real model of 135 M parameters, if there is what makes it."""
+    tool = SHARED / "tools" / "smollm2.py"
+    if not tool.exists():
+        pytest.skip(f"{tool.name} is not there: it lies beside the project, not in it")
+    pytest.importorskip("gguf", reason="smollm2.py needs the package gguf")
+    folder = tmp_path_factory.mktemp("smollm2") / "model"
+    made = subprocess.run([sys.executable, tool, folder], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"smollm2.py could not make the model: {made.stderr.strip().splitlines()[-1]}")
+    return folder
+
+
+@pytest.mark.extra
+def test_a_real_model_trains_on_gsm8k_with_itself_as_the_judge(smollm2, tmp_path, monkeypatch):
+    monkeypatch.undo()  # the real verifier: nearly all is wrong, but the anchor is right
+    flags = ["--data", str(SHARED / "data" / "gsm8k_train.parquet"), "--data-limit", "40", "--scorer", "local"]
+    flags += ["--judge-model", str(smollm2), "--instruction", "Give the final answer after ####."]
+    flags += ["--batch-prompts", "1", "--group-size", "2", "--max-new-tokens", "96", "--updates-per-batch", "1"]
+    rows = run(smollm2, tmp_path / "run", *flags, steps=1)
+    (group,) = groups_of(tmp_path / "run")
+    assert group["is_anchor"] == [False, True] and group["R"] == [0.0, 1.0] and "####" in group["demonstration"]
+    assert rows[0]["judge_calls"] == "2" and rows[0]["judge_failures"] == "0"
+    assert 1 <= group["S"][1] <= 10 and float(rows[0]["grad_norm"]) >= 0
