@@ -5,7 +5,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 DEMO := runs/demo
 DEMO_METHODS := dr_grpo dagrpo_on dagrpo
-DEMO_STEPS := 120
+DEMO_STEPS := 80
 
 .PHONY: help demo test test-all lint format lock clean-demo
 help:
