@@ -22,21 +22,21 @@ PRESETS = {
         "--steps 100 --batch-prompts 16 --group-size 8 --max-new-tokens 64 --lr 1e-4 --updates-per-batch 2",
     ),
     "smollm2": (
-        "SmolLM2-135M on GSM8K, a CPU with 8 GB of memory",
+        "SmolLM2-135M on GSM8K, a CPU",
         "--model HuggingFaceTB/SmolLM2-135M-Instruct --data openai/gsm8k:main "
         "--instruction 'Give the final answer after ####.' --steps 30 --batch-prompts 2 "
         "--group-size 8 --max-new-tokens 128 --lr 1e-5 --updates-per-batch 1 --micro-batch-tokens 2048 --save-every 10",
     ),
     "qwen": (
-        "Qwen2.5-0.5B-Instruct on GSM8K, one GPU with 24 GB",
+        "Qwen2.5-0.5B-Instruct on GSM8K, one GPU; not run yet",
         "--model Qwen/Qwen2.5-0.5B-Instruct --data openai/gsm8k:main "
         "--instruction 'Give the final answer after ####.' --steps 200 --batch-prompts 32 --group-size 8 "
         "--max-new-tokens 512 --lr 1e-6 --updates-per-batch 2 --micro-batch-tokens 16384 --gradient-checkpointing "
         "--log-rollouts-every 5",
     ),
     "paper": (
-        "every setting of the paper's section 6. Its model has a window of 4,096 tokens, and the paper does not say "
-        "how 8,192 fit: give a copy whose config.json extends it",
+        "every setting of the paper's section 6; not run yet. Its model has a window of 4,096 tokens, and the paper does "
+        "not say how 8,192 fit: give a copy whose config.json extends it",
         "--model Qwen/Qwen2.5-Math-7B --data Elliott/Openr1-Math-46k-8192 --steps 500 --batch-prompts 128 "
         "--group-size 8 --max-new-tokens 8192 --temperature 1.0 --lr 1e-6 --updates-per-batch 2 --delta 3 "
         "--scorer judge --judge-url https://api.openai.com/v1 --judge-name gpt-4o --gradient-checkpointing "
@@ -138,7 +138,7 @@ def build_parser(description: str | None = None) -> Parser:
     group.add_argument(
         "--max-grad-norm", type=float, default=1.0, metavar="X", help="the norm is logged before it is clipped"
     )
-    group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
+    group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
     group.add_argument("--micro-batch-tokens", type=int, default=16384, metavar="N", help="bounds memory, no gradient")
 
     group = parser.add_argument_group("what is saved and shown")
