@@ -35,8 +35,8 @@ PRESETS = {
         "--log-rollouts-every 5",
     ),
     "paper": (
-        "every setting of the paper's section 6; not run yet. Its model has a window of 4,096 tokens, and the paper does "
-        "not say how 8,192 fit: give a copy whose config.json extends it",
+        "every setting of the paper's section 6; not run yet. Its model has a window of 4,096 tokens, and the paper "
+        "does not say how 8,192 fit: give a copy whose config.json extends it",
         "--model Qwen/Qwen2.5-Math-7B --data Elliott/Openr1-Math-46k-8192 --steps 500 --batch-prompts 128 "
         "--group-size 8 --max-new-tokens 8192 --temperature 1.0 --lr 1e-6 --updates-per-batch 2 --delta 3 "
         "--scorer judge --judge-url https://api.openai.com/v1 --judge-name gpt-4o --gradient-checkpointing "

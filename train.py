@@ -96,9 +96,8 @@ def collect(run: Run, problems: list[Problem], anchors: list[Anchor | None]) -> 
     R = scoring.rewards(rollouts)  # (B, G)
     shaped = R + scoring.overlong_penalty(rollouts, args.max_new_tokens, args.overlong_buffer)  # 0 unless asked for
     A = dagrpo.group_advantages(shaped, recipe.scale, recipe.baseline)  # (B, G)  Eq. 1, 12
-    S = scoring.scores(
-        rollouts, run.scorer, A != 0 if run.judged else None
-    )  # (B, G)  Eq. 7; a judge costs: ask it less
+    asked = A != 0 if run.judged else None  # a judge costs: it is asked only where its answer is read
+    S = scoring.scores(rollouts, run.scorer, asked)  # (B, G)  Eq. 7
     distinct = dagrpo.rectification_mask(A, S, args.delta)  # (B, G)  Eq. 8-9
     keep = distinct if recipe.rectify else torch.ones_like(distinct)
     return Groups(rollouts, R, S, A, distinct, keep, responses, tokens, time.perf_counter() - begin)
