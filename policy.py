@@ -23,10 +23,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
@@ -61,6 +64,30 @@ class Policy:
         """Goes around every forward pass, sampling and learning alike."""
         return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
+    def hidden_states(self, **inputs: Any) -> Tensor:
+        """What `logits` are made of, (n, tokens, width), of the inputs that the model takes."""
+        with self.autocast():
+            if self.head is None:
+                return self.model(**inputs).logits
+            return transformer(self.model).base_model(**inputs).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits (..., V) from hidden states (..., width)."""
+        return hidden if self.head is None else self.head(hidden)
+
+    @cached_property
+    def head(self) -> torch.nn.Module | None:
+        """The output layer, if logits are what it makes of the last hidden states and nothing more.
+
+        Some models scale or bound their logits further. That is asked, not looked up; of such a model `hidden_states`
+        are the logits themselves.
+        """
+        model, ids = transformer(self.model), torch.tensor([[self.eos_id]], device=self.device)
+        with torch.no_grad(), self.autocast():
+            head = model.get_output_embeddings()
+            same = torch.equal(head(model.base_model(ids).last_hidden_state), model(ids).logits)
+        return head if same else None
+
     @property
     def window(self) -> int:
         """The most tokens, prompt and response together, that the model has positions for."""
@@ -88,6 +115,11 @@ class Policy:
     def encode_response(self, text: str) -> list[int]:
         """A whole response's token ids, with the end token: stopping has to be trained too."""
         return [*self.tokenizer.encode(text, add_special_tokens=False), self.eos_id]
+
+
+def transformer(model: PreTrainedModel) -> PreTrainedModel:
+    """The model of transformers, also inside LoRA's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @dataclass(frozen=True)
@@ -308,6 +340,7 @@ def load(
         for module in model.modules():  # transformers checkpoints in training mode alone. The layer's own flag is not
             if isinstance(module, GradientCheckpointingLayer):  # read by the dropout inside it, which stays off
                 module.training = True
+                module._can_checkpoint_with_cache = True  # ours gives the same answer twice: kvcache.py
     return Policy(model.to(place.device), load_tokenizer(where), place.autocast, checkpointing)
 
 

@@ -18,12 +18,22 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import Cache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    Cache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
+import kvcache
 from policy import Policy
 from tasks import Problem
 
 PER_ROW = ("tokens", "mask", "logp", "entropy", "group", "is_anchor", "ended")  # tensors with one entry a row
+LOGITS_AT_ONCE = 2**24  # 64 MB of fp32
 
 
 @dataclass(frozen=True)
@@ -113,28 +123,6 @@ def pad_prompts(policy: Policy, problems: list[Problem]) -> tuple[Tensor, Tensor
     return ids.to(policy.device), mask.to(policy.device)
 
 
-def prompt_cache(policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, group: Tensor) -> Cache | None:
-    """Keys and values of each prompt but for its last token: computed once, repeated for its rows, as `group` has them.
-
-    prompt_ids and prompt_mask (B, P), group (n,). Where gradients are on, those of a prompt's rows add up in it. None
-    for prompts of one token.
-    """
-    if prompt_ids.shape[1] == 1:
-        return None
-    wanted, place = group.unique(return_inverse=True)  # prompts that have a row, and which of them each row's is
-    ids, mask = prompt_ids[wanted, :-1], prompt_mask[wanted, :-1].long()
-    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions_of(mask)}
-    with policy.autocast():
-        cache = policy.model(**inputs, use_cache=True, logits_to_keep=1).cache
-    cache.batch_select_indices(place)
-    return cache
-
-
-def positions_of(attention: Tensor) -> Tensor:
-    """Left padding: count from the first real token, or models with absolute positions see another row."""
-    return (attention.cumsum(dim=1) - 1).clamp(min=0)
-
-
 def completion_mask(tokens: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
     """From tokens (N, T): the mask (N, T), True up to and including the first end token, and `ended` (N,).
 
@@ -145,6 +133,17 @@ def completion_mask(tokens: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
     is_end = tokens == eos_id  # (N, T)
     before = is_end.cumsum(dim=1) - is_end.int()  # end tokens strictly before this one
     return before == 0, is_end.any(dim=1)
+
+
+class _ManyEnded(StoppingCriteria):
+    """Stops all rows as soon as a quarter of them has ended, so that these can leave the batch."""
+
+    def __init__(self, eos_id: int, start: int) -> None:
+        self.eos_id, self.start = eos_id, start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
+        ended = (input_ids[:, self.start :] == self.eos_id).any(dim=1)  # (n,)
+        return (ended.float().mean() >= 0.25).expand(len(ended))
 
 
 @torch.no_grad()
@@ -158,52 +157,79 @@ def sample_groups(
 ) -> Rollouts:
     """`counts[b]` responses to problem b (0 is allowed), drawn by `generate` from the whole distribution.
 
-    Advances torch's global random state, which is therefore part of a checkpoint. The model must be in eval mode:
-    dropout would make the sampled distribution another one. Raises FloatingPointError if the weights have gone astray.
+    Whenever a quarter of the rows has ended, the others go on without them: on the built-in task the longest response
+    has three times the tokens of the mean one. Advances torch's global random state, which is therefore part of a
+    checkpoint. The model must be in eval mode: dropout would make the sampled distribution another one. Raises
+    FloatingPointError if the weights have gone astray.
     """
-    model = policy.model
     group = torch.tensor([b for b, count in enumerate(counts) for _ in range(count)], device=policy.device)  # (N,)
     prompt_ids, prompt_mask = pad_prompts(policy, problems)  # (B, P)
-    recorder = _Recorder(temperature)
+    tokens = torch.full((len(group), max_new_tokens), policy.pad_id, device=policy.device)  # (N, T)
+    logp, entropy = torch.zeros((2, *tokens.shape), device=policy.device)  # (N, T) each
+    cache = kvcache.prompt_cache(policy, prompt_ids, prompt_mask, group, kvcache.Growing)
+    cache = cache or kvcache.empty_cache(policy, kvcache.Growing)
+    rows, ids, attention, start = torch.arange(len(group)), prompt_ids[group], prompt_mask[group].long(), 0
+    while len(rows) and start < max_new_tokens:  # n rows that have not ended, and what they have so far, (n, P + start)
+        recorder = _Recorder(temperature)
+        ids = _generate(policy, ids, attention, cache, max_new_tokens - start, greedy, recorder)
+        new = ids[:, attention.shape[1] :]  # (n, t)
+        recorder.note(new[:, -1])
+        end = start + new.shape[1]
+        tokens[rows, start:end] = new
+        logp[rows, start:end] = torch.stack(recorder.logp, dim=1)
+        entropy[rows, start:end] = torch.stack(recorder.entropy, dim=1)
+        going = (new != policy.eos_id).all(dim=1).nonzero().squeeze(1)  # (n,) to fewer
+        cache.batch_select_indices(going)
+        rows, ids, attention, start = (
+            rows[going.cpu()],
+            ids[going],
+            pad(attention, (0, end - start), value=1)[going],
+            end,
+        )
+    mask, ended = completion_mask(tokens[:, :start], policy.eos_id)
+    return Rollouts(
+        problems=problems,
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        tokens=tokens[:, :start].masked_fill(~mask, policy.pad_id),
+        mask=mask,
+        logp=logp[:, :start].masked_fill(~mask, 0.0),
+        entropy=entropy[:, :start].masked_fill(~mask, 0.0),
+        group=group,
+        is_anchor=torch.zeros_like(ended),
+        ended=ended,
+        texts=decode(policy, tokens[:, :start], mask),
+    )
+
+
+def _generate(
+    policy: Policy, ids: Tensor, attention: Tensor, cache: Cache, length: int, greedy: bool, recorder: _Recorder
+) -> Tensor:
+    """`ids` (n, P) with at most `length` more tokens, until a quarter of them has ended; `cache` grows with them."""
+    model = policy.model
     # The trap: what a GenerationConfig leaves open, `generate` takes from the model's own one, which may hold a top-k,
     # a repetition penalty or a minimal length. So the model's own one is replaced while we sample.
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
         with policy.autocast():
-            out = model.generate(
-                input_ids=prompt_ids[group],
-                attention_mask=prompt_mask[group].long(),
-                cache=prompt_cache(policy, prompt_ids, prompt_mask, group),
+            return model.generate(
+                input_ids=ids,
+                attention_mask=attention,
+                cache=cache,
                 generation_config=GenerationConfig(
                     do_sample=not greedy,
                     temperature=None if greedy else 1.0,  # the recorder divides
                     top_k=None if greedy else 0,
                     top_p=None if greedy else 1.0,
-                    max_new_tokens=max_new_tokens,
+                    max_new_tokens=length,
                     eos_token_id=policy.eos_id,
                     pad_token_id=policy.pad_id,
                 ),
                 logits_processor=LogitsProcessorList([recorder]),
+                stopping_criteria=StoppingCriteriaList([_ManyEnded(policy.eos_id, ids.shape[1])]),
             )
     finally:
         model.generation_config = own
-    tokens = out[:, prompt_ids.shape[1] :]  # (N, T)
-    recorder.note(tokens[:, -1])
-    mask, ended = completion_mask(tokens, policy.eos_id)
-    length = tokens.shape[1]  # generate may have looked a few tokens further than it returns
-    return Rollouts(
-        problems=problems,
-        prompt_ids=prompt_ids,
-        prompt_mask=prompt_mask,
-        tokens=tokens.masked_fill(~mask, policy.pad_id),
-        mask=mask,
-        logp=torch.stack(recorder.logp[:length], dim=1).masked_fill(~mask, 0.0),
-        entropy=torch.stack(recorder.entropy[:length], dim=1).masked_fill(~mask, 0.0),
-        group=group,
-        is_anchor=torch.zeros_like(ended),
-        ended=ended,
-        texts=decode(policy, tokens, mask),
-    )
 
 
 def decode(policy: Policy, tokens: Tensor, mask: Tensor) -> list[str]:
@@ -218,7 +244,7 @@ def token_logprobs(
     """Log-probs (n, t) of the completion tokens of these n rows under the policy now, with gradient; and entropies.
 
     t is the longest completion among the rows, as in `dagrpo.Update.rows`. Outside the mask stands 0. Logits are
-    computed at completion positions only, and divided by the temperature that the responses were sampled at. Each
+    computed for the mask's positions only, and divided by the temperature that the responses were sampled at. Each
     prompt runs once for all of its rows.
     """
     group, mask = rollouts.group[rows], rollouts.mask[rows]  # (n,), (n, T)
@@ -227,18 +253,43 @@ def token_logprobs(
     prompt_ids, prompt_mask = rollouts.prompt_ids[group], rollouts.prompt_mask[group]  # (n, P)
     ids = torch.cat([prompt_ids, tokens], dim=1)[:, :-1]  # (n, P + t - 1): nothing follows the last token
     attention = torch.cat([prompt_mask, mask], dim=1)[:, :-1].long()  # (n, P + t - 1)
-    positions, cache = positions_of(attention), None
-    if not policy.checkpointing:  # layers that are run again in the backward pass would write to the cache again
-        cache = prompt_cache(policy, rollouts.prompt_ids, rollouts.prompt_mask, group)
+    positions = kvcache.positions_of(attention)
+    cache = kvcache.prompt_cache(policy, rollouts.prompt_ids, rollouts.prompt_mask, group, kvcache.Reading)
     if cache is not None:
         ids, positions = ids[:, -length:], positions[:, -length:]  # (n, t): the prompt's last token, then the response
     inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions, "cache": cache}
-    with policy.autocast():  # (n, t, V): the logits at a position are for the token after it
-        logits = policy.model(**inputs, use_cache=cache is not None, logits_to_keep=length).logits
-    logp = (logits.float() / temperature).log_softmax(dim=-1)  # (n, t, V)
-    entropy = -(logp.exp() * logp).sum(dim=-1) if with_entropy else None  # (n, t)
-    chosen = logp.gather(2, tokens[:, :, None]).squeeze(2)  # (n, t)
-    return chosen.masked_fill(~mask, 0.0), entropy
+    hidden = policy.hidden_states(**inputs, use_cache=cache is not None)[:, -length:]  # (n, t, width)
+    # the hidden state at a position is for the token after it
+    logp, entropy = _logprobs(policy, hidden[mask], tokens[mask], temperature, with_entropy)  # (tokens in the mask,)
+    zeros = torch.zeros(mask.shape, device=mask.device)
+    return zeros.masked_scatter(mask, logp), zeros.masked_scatter(mask, entropy) if with_entropy else None
+
+
+def _logprobs(
+    policy: Policy, hidden: Tensor, tokens: Tensor, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probs (m,) of these tokens, and entropies, from the hidden states (m, width) that they are drawn from.
+
+    A vocabulary is large: fp32 logits of 8,192 tokens and 150,000 words are 5 GB, and their log-probs and gradients as
+    much again. So they are made in parts, and a part is not kept: the backward pass computes it again.
+    """
+
+    def part(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        with policy.autocast():
+            logits = policy.logits(hidden)
+        logp = (logits.float() / temperature).log_softmax(dim=-1)  # (m, V)
+        entropy = -(logp.exp() * logp).sum(dim=-1) if with_entropy else logp.new_zeros(len(logp))
+        return logp.gather(1, tokens[:, None]).squeeze(1), entropy
+
+    at_once = max(1, LOGITS_AT_ONCE // len(policy.tokenizer))
+    if len(tokens) <= at_once:
+        return part(hidden, tokens)
+    parts = [
+        checkpoint(part, *pair, use_reentrant=False)
+        for pair in zip(hidden.split(at_once), tokens.split(at_once), strict=True)
+    ]
+    logp, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+    return logp, entropy
 
 
 def micro_batches(lengths: Tensor, prompt_tokens: int, budget: int) -> list[Tensor]:

@@ -2,11 +2,18 @@
 
 import copy
 import math
-from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 import policy as policies
 import rollout
@@ -106,34 +113,103 @@ def test_a_padded_rows_logprobs_are_those_of_the_row_alone(tiny, architecture):
         torch.testing.assert_close(padded[row, : len(completion)], alone, atol=2e-5, rtol=0)
 
 
+def plain_logprobs(policy, rollouts, rows, temperature):
+    """What token_logprobs must equal: whole rows through the whole model, logits of every position, nothing shared."""
+    length = int(rollouts.lengths[rows].max())
+    tokens, mask = rollouts.tokens[rows, :length], rollouts.mask[rows, :length]
+    ids = torch.cat([rollouts.prompt_ids[rollouts.group[rows]], tokens], dim=1)
+    attention = torch.cat([rollouts.prompt_mask[rollouts.group[rows]], mask], dim=1).long()
+    positions = (attention.cumsum(1) - 1).clamp(min=0)
+    logits = policy.model(ids, attention_mask=attention, position_ids=positions, use_cache=False).logits
+    logp = (logits[:, -length - 1 : -1] / temperature).log_softmax(-1)
+    chosen = logp.gather(2, tokens[:, :, None]).squeeze(2).masked_fill(~mask, 0.0)
+    return chosen, -(logp.exp() * logp).sum(-1).masked_fill(~mask, 0.0)
+
+
+@pytest.mark.parametrize("logits_at_once", [2**24, 100])
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_a_prompt_that_runs_once_for_its_rows_changes_no_gradient(tiny, architecture):
-    """Against the plain pass, which runs the whole row; it is the one that checkpointing takes."""
-    policy = tiny if architecture == "llama" else small_gpt2(tiny.tokenizer)
+def test_gradients_equal_the_plain_passes(tiny, tmp_path, monkeypatch, architecture, checkpointing, logits_at_once):
+    """With every technique on: prompts once, logits of the mask's positions only and in parts, checkpointing."""
+    plain = tiny if architecture == "llama" else small_gpt2(tiny.tokenizer)
+    policies.save(plain, tmp_path / "model")
+    policy = policies.load(str(tmp_path / "model"), checkpointing=checkpointing)
     problems = [solve("1+2=", "1"), solve("12+13-14+15=", "3"), solve("7-5=", "1")]
     rollouts = rollout.sample_groups(policy, problems, [3, 4, 2], max_new_tokens=20)
-    rows, gradients = torch.tensor([8, 0, 5, 1, 4]), []
-    weights = torch.randn(5, 20)
-    for checkpointing in (False, True):
-        policy.model.zero_grad()
-        logp, _ = rollout.token_logprobs(replace(policy, checkpointing=checkpointing), rollouts, rows)
-        (logp * weights[:, : logp.shape[1]]).sum().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in policy.model.parameters()]))
-    policy.model.zero_grad()
-    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[1].norm()
-
-
-def test_checkpointing_changes_no_gradient_and_does_not_turn_dropout_on(tiny_folder, problems):
+    rows = torch.tensor([8, 0, 5, 1, 4])
+    weights = torch.randn(2, 5, 20)
+    monkeypatch.setattr(rollout, "LOGITS_AT_ONCE", logits_at_once)
     gradients = []
-    for checkpointing in (False, True):
-        policy = policies.load(str(tiny_folder), checkpointing=checkpointing)
-        assert not policy.model.training
-        torch.manual_seed(0)
-        rollouts = rollout.sample_groups(policy, problems, [2, 2, 2], max_new_tokens=20)
+    for which, function in ((plain, plain_logprobs), (policy, rollout.token_logprobs)):
+        extra = {"with_entropy": True} if function is rollout.token_logprobs else {}
+        which.model.zero_grad()
+        logp, entropy = function(which, rollouts, rows, 0.7, **extra)
+        (torch.stack([logp, entropy]) * weights[:, :, : logp.shape[1]]).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in which.model.parameters()]))
+    assert gradients[0].norm() > 0
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
+
+
+def test_a_models_own_scaling_of_its_logits_is_kept(tiny, problems):
+    """Of such a model logits are more than what the output layer makes of hidden states, and that has to be noticed."""
+    config = CohereConfig(
+        vocab_size=len(tiny.tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, logit_scale=0.5,
+        num_attention_heads=2, num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    policy = Policy(CohereForCausalLM(config).eval(), tiny.tokenizer)
+    assert policy.head is None and tiny.head is not None
+    rollouts = rollout.sample_groups(policy, problems, [2, 2, 2], max_new_tokens=10)
+    with torch.no_grad():
+        expected, _ = plain_logprobs(policy, rollouts, torch.arange(6), 1.0)
         logp, _ = rollout.token_logprobs(policy, rollouts, torch.arange(6))
+    torch.testing.assert_close(logp, expected, atol=2e-5, rtol=0)
+
+
+def test_a_sliding_window_is_kept_with_and_without_checkpointing(tiny, tmp_path):
+    """Its layers keep transformers' own cache, which checkpointing would write to twice: then rows run whole."""
+    config = MistralConfig(
+        vocab_size=len(tiny.tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, sliding_window=6,
+        num_attention_heads=2, num_key_value_heads=1, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    plain = Policy(MistralForCausalLM(config).eval(), tiny.tokenizer)
+    policies.save(plain, tmp_path / "model")
+    for checkpointing in (False, True):
+        policy = policies.load(str(tmp_path / "model"), checkpointing=checkpointing)
+        rollouts = rollout.sample_groups(policy, [solve("1+2+13-4=", "1")], [4], max_new_tokens=12)
+        expected, _ = plain_logprobs(plain, rollouts, torch.arange(4), 1.0)
+        torch.testing.assert_close(rollouts.logp, expected.detach(), atol=2e-5, rtol=0)
+        logp, _ = rollout.token_logprobs(policy, rollouts, torch.arange(4))
+        torch.testing.assert_close(logp, expected, atol=2e-5, rtol=0)
         logp.sum().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in policy.model.parameters()]))
-    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[1].norm()
+        plain.model.zero_grad()
+        expected.sum().backward()
+        for mine, theirs in zip(policy.model.parameters(), plain.model.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_checkpointing_does_not_turn_dropout_on(tiny_folder):
+    policy = policies.load(str(tiny_folder), checkpointing=True)
+    assert not policy.model.training
+    assert not any(m.training for m in policy.model.modules() if isinstance(m, torch.nn.Dropout))
+
+
+def test_rows_that_ended_leave_the_batch_and_change_no_greedy_response(tiny, problems, monkeypatch):
+    """Greedy responses of rows together are those of each row alone; and some rows have left before others ended."""
+    sizes, generate = [], rollout._generate
+
+    def spy(policy, ids, *rest):
+        sizes.append(len(ids))
+        return generate(policy, ids, *rest)
+
+    monkeypatch.setattr(rollout, "_generate", spy)
+    sampled = rollout.sample_groups(tiny, problems, [8, 8, 8], max_new_tokens=40)
+    assert len(sizes) > 2 and sizes == sorted(sizes, reverse=True) and sizes[-1] < 24
+    assert (sampled.ended | (sampled.lengths == 40)).all()
+    together = rollout.sample_groups(tiny, problems, [1, 1, 1], max_new_tokens=40, greedy=True)
+    for b, problem in enumerate(problems):
+        alone = rollout.sample_groups(tiny, [problem], [1], max_new_tokens=40, greedy=True)
+        assert alone.texts[0] == together.texts[b]
 
 
 def test_rows_can_be_asked_for_in_any_order_and_number(tiny, problems):

@@ -1,0 +1,114 @@
+"""Keys and values of the prompts, computed once and used by all responses of a group.
+
+The G responses of a group share their prompt, so there is no reason to run it G times. `prompt_cache` runs each prompt
+once and gives every row its keys and values; the completions then run on top of it. This is done in sampling and in the
+learner, where the gradients of a prompt's rows add up in its one pass.
+
+transformers grows a cache by copying it for every token. What is done here instead depends on who reads it:
+
+    Prompt     while the prompts run: what a layer computes is stored, and replaces what was there
+    Reading    in the learner: one pass goes on top, so nothing has to be stored
+    Growing    in sampling: a token at a time is stored, into room that was left for it
+
+Prompt and Reading give the same answer when a layer runs a second time. That is what gradient checkpointing does, in
+the backward pass, and why transformers' own cache cannot be used with it.
+
+Departure: only layers of full attention are treated so. A layer with a sliding window keeps transformers' own cache.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from policy import Policy
+
+ROOM = 64  # tokens
+
+
+class Prompt(DynamicLayer):
+    """Holds the prompts' keys and values, each (B, heads, P, D)."""
+
+    def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        self.keys, self.values, self.is_initialized = keys, values, True
+        return keys, values
+
+
+class Reading(DynamicLayer):
+    """Holds the rows' prompts, (n, heads, P, D); a pass over completions sees them, and leaves nothing behind."""
+
+    def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
+
+
+class Growing(DynamicLayer):
+    """Holds the rows' tokens so far, (n, heads, tokens, D), as views of tensors that have room for more."""
+
+    rooms: tuple[Tensor, Tensor] | None = None  # each (n, heads, tokens and some more, D)
+
+    def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        before = self.get_seq_length()
+        length = before + keys.shape[2]
+        if self.rooms is None or self.rooms[0].shape[2] < length:
+            old = (self.keys, self.values) if before else (keys[:, :, :0], values[:, :, :0])
+            self.rooms = tuple(_with_room(x, length + ROOM) for x in old)
+        for room, new in zip(self.rooms, (keys, values), strict=True):
+            room[:, :, before:length] = new
+        self.keys, self.values = (room[:, :, :length] for room in self.rooms)
+        self.is_initialized = True
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.rooms = None
+
+
+def _with_room(x: Tensor, length: int) -> Tensor:
+    """x (n, heads, tokens, D) at the beginning of a tensor with `length` tokens."""
+    room = x.new_empty(*x.shape[:2], length, x.shape[3])
+    room[:, :, : x.shape[2]] = x
+    return room
+
+
+def empty_cache(policy: Policy, kind: type[DynamicLayer]) -> Cache:
+    """The model's cache with layers of this kind, but where it has a kind of its own."""
+    cache = DynamicCache(config=policy.model.config)
+    cache.layers = [kind() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def positions_of(attention: Tensor) -> Tensor:
+    """Left padding: count from the first real token, or models with absolute positions see another row."""
+    return (attention.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def prompt_cache(
+    policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, group: Tensor, kind: type[DynamicLayer]
+) -> Cache | None:
+    """Keys and values of each prompt but for its last token: computed once, repeated for its rows, as `group` has them.
+
+    prompt_ids and prompt_mask (B, P), group (n,), `kind` Reading or Growing. Where gradients are on, those of a
+    prompt's rows add up in it. None for prompts of one token, and where the learner has to run the prompts with their
+    rows: layers that neither Prompt nor Reading stands for would write to the cache twice under checkpointing.
+    """
+    filled = empty_cache(policy, Prompt)
+    ours = all(isinstance(layer, Prompt) for layer in filled.layers)
+    if prompt_ids.shape[1] == 1 or (policy.checkpointing and torch.is_grad_enabled() and not ours):
+        return None
+    wanted, place = group.unique(return_inverse=True)  # prompts that have a row, and which of them each row's is
+    ids, mask = prompt_ids[wanted, :-1], prompt_mask[wanted, :-1].long()
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions_of(mask)}
+    with policy.autocast():
+        policy.model(**inputs, use_cache=True, cache=filled, logits_to_keep=1)
+    cache = empty_cache(policy, kind)
+    for i, layer in enumerate(filled.layers):
+        if isinstance(layer, Prompt):
+            rows = cache.layers[i]
+            rows.lazy_initialization(layer.keys, layer.values)
+            rows.keys, rows.values = layer.keys[place], layer.values[place]  # (n, heads, P - 1, D)
+        else:
+            layer.batch_select_indices(place)
+            cache.layers[i] = layer
+    return cache
