@@ -10,6 +10,7 @@ import argparse
 import shlex
 from dataclasses import replace
 
+import controls
 import dagrpo
 import data
 import tasks
@@ -132,6 +133,12 @@ def build_parser(description: str | None = None) -> Parser:
     )
     group.add_argument("--overlong-buffer", type=int, default=0, metavar="T", help="DAPO: penalty on the last T tokens")
 
+    group = parser.add_argument_group("controls for experiments, explained in controls.py; none is part of DaGRPO")
+    group.add_argument("--random-mask", action="store_true", help="mask as many as Eq. 8-9 would, at random")
+    group.add_argument("--reward-is-score", action="store_true", help="advantages from S instead of R")
+    group.add_argument("--score-noise", type=float, default=0.0, metavar="SIGMA", help="standard deviation, added to S")
+    group.add_argument("--anchor-flaw", choices=controls.FLAWS, help="anchors with wrong steps, or a wrong answer too")
+
     group = parser.add_argument_group("the optimiser")
     group.add_argument("--lr", type=float, default=1e-4, metavar="LR", help="AdamW's, constant")
     group.add_argument("--updates-per-batch", type=int, default=2, metavar="K", help="prompts are split among them")
@@ -170,7 +177,7 @@ def check(args: argparse.Namespace) -> None:
         "micro_batch_tokens": 1,
         "delta": 0,
     }
-    at_least |= {"kl_beta": 0, "overlong_buffer": 0, "lora_rank": 0, "judge_concurrency": 1}
+    at_least |= {"score_noise": 0, "kl_beta": 0, "overlong_buffer": 0, "lora_rank": 0, "judge_concurrency": 1}
     at_least |= {"data_limit": 1} if args.data_limit is not None else {}
     for name, least in at_least.items():
         if not getattr(args, name) >= least:
@@ -183,6 +190,10 @@ def check(args: argparse.Namespace) -> None:
         fail(f"--batch-prompts {args.batch_prompts} cannot be split into --updates-per-batch {args.updates_per_batch}")
     if args.resume and args.overwrite:
         fail("--resume and --overwrite exclude each other")
+    if args.score_noise and args.scorer != "rule":
+        fail("--score-noise is for the rule scorer: a judge has noise of its own")
+    if args.anchor_flaw and args.data:
+        fail("--anchor-flaw spoils demonstrations of the built-in task: leave --data out")
     if args.model and args.init_from:
         fail("--model and --init-from both say where to start: give one of them")
     for scorer, flags in {"judge": ("judge_url", "judge_name"), "local": ("judge_model",)}.items():

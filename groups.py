@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import dagrpo
+import worker
 from rollout import Rollouts
 
 
@@ -46,6 +47,7 @@ def measure(groups: Groups, levels: Iterable[str]) -> dict[str, float | None]:
     """A step's row for metrics.csv, apart from what `learn` adds. None: there was nothing to take the mean of.
 
     Reward, length, entropy and `ended` are over rollouts, anchors apart. Kept shares are of the rows with A != 0.
+    The verifier's time-outs are those since the last step: this takes them.
     """
     rollouts, A, keep = groups.rollouts, groups.advantages, groups.keep
     anchor = rollouts.is_anchor.view(A.shape).cpu()  # (B, G)
@@ -66,6 +68,7 @@ def measure(groups: Groups, levels: Iterable[str]) -> dict[str, float | None]:
         "no_signal_groups": int((~signal).all(dim=1).sum()),
         "masked_groups": int((signal.any(dim=1) & ~(signal & keep).any(dim=1)).sum()),
         "unscored_groups": int((signal & groups.scores.isnan()).any(dim=1).sum()),
+        "kept_rows": int((keep & signal).sum()),
         "kept_fraction": mean_over(keep, signal),
         "kept_positive": mean_over(keep, A > 0),
         "kept_negative": mean_over(keep, A < 0),
@@ -74,6 +77,7 @@ def measure(groups: Groups, levels: Iterable[str]) -> dict[str, float | None]:
         "anchors_kept": mean_over(keep & signal, anchor),
         "responses": groups.responses,
         "tokens": groups.tokens,
+        "verifier_timeouts": worker.take_timeouts(),
         "rollout_seconds": groups.seconds,
     }
 

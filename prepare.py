@@ -8,6 +8,7 @@ from itertools import compress
 from pathlib import Path
 
 import anchors as anchoring
+import controls
 import data
 import judge
 import policy as policies
@@ -39,7 +40,9 @@ def prepare_anchors(
     """The demonstrations that the method needs, and their fates, counted; a line says what was rejected."""
     if recipe and not recipe.anchors:
         return [None] * len(pool), {}
-    prepared, fates = anchoring.prepare(tokens_only, pool, args.max_new_tokens, args.keep_wrong_anchors)
+    keep_wrong = args.keep_wrong_anchors or args.anchor_flaw == "answer"
+    shown = controls.flawed(pool, args.anchor_flaw) if args.anchor_flaw else pool  # the scorer's reference stays
+    prepared, fates = anchoring.prepare(tokens_only, shown, args.max_new_tokens, keep_wrong)
     if fates["too long"] and (not args.data or not fates["usable"]):  # a mistake in the flags
         longest = max(len(tokens_only.encode_response(p.demo)) for p in pool)
         fail(
@@ -76,7 +79,8 @@ def make_scorer(args: argparse.Namespace, recipe: Recipe | None) -> tuple[Scorer
     if args.scorer == "rule" or not (recipe and recipe.rectify):
         if args.scorer != "rule":
             print(f"{args.method} uses no scores: no judge is asked", file=sys.stderr)
-        return scoring.rule_scores, None
+        rule = scoring.rule_scores
+        return (controls.noisy(rule, args.score_noise) if args.score_noise else rule), None
     counters = judge.Counters()
     if args.scorer == "local":
         return judge.local_judge(policies.load(args.judge_model), counters), counters

@@ -33,6 +33,9 @@ from policy import Policy
 FILES = ("config.json", "metrics.csv", "rollouts.jsonl", "nonfinite.jsonl")
 FOLDERS = ("checkpoint", "checkpoint.new", "checkpoint.old", "checkpoint.partial")
 
+# columns of metrics.csv that tell of the machine: two runs with equal flags differ in nothing else
+MACHINE = ("rollout_seconds", "train_seconds", "judge_seconds", "memory_mb", "open_files", "threads")
+
 
 # flags that a resumed run may change: they change neither weights nor figures
 FREE = {"out", "steps", "resume", "overwrite", "insist", "preset", "keep", "save_every", "log_rollouts_every"}
@@ -189,9 +192,22 @@ def _keep_lines(path: Path, step: int, step_of: Callable[[str], int], header: bo
     aside.replace(path)
 
 
+def usage() -> dict[str, float]:
+    """What the process takes up now, for metrics.csv: a run may go on for days, and none of these may grow."""
+    process = Path("/proc/self")
+    if not process.exists():  # not on Linux
+        return {}
+    pages = int((process / "statm").read_text().split()[1])  # in memory, not in swap
+    return {
+        "memory_mb": pages * os.sysconf("SC_PAGE_SIZE") / 1e6,
+        "open_files": sum(1 for _ in (process / "fd").iterdir()) - 1,  # this look at them opens one itself
+        "threads": sum(1 for _ in (process / "task").iterdir()),
+    }
+
+
 def append_metrics(out: Path, row: dict[str, Any]) -> None:
-    """Adds a step to metrics.csv; None becomes an empty cell."""
-    path = out / "metrics.csv"
+    """Adds a step to metrics.csv, and what the process takes up; None becomes an empty cell."""
+    path, row = out / "metrics.csv", row | usage()
     new = not path.exists() or path.stat().st_size == 0
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, row, lineterminator="\n")

@@ -40,6 +40,7 @@ import transformers
 from tqdm import tqdm
 
 import anchors as anchoring
+import controls
 import dagrpo
 import flags
 import judge
@@ -95,10 +96,14 @@ def collect(run: Run, problems: list[Problem], anchors: list[Anchor | None]) -> 
         run.start_entropy = mean_over(rollouts.entropy, rollouts.mask & ~rollouts.is_anchor[:, None])
     R = scoring.rewards(rollouts)  # (B, G)
     shaped = R + scoring.overlong_penalty(rollouts, args.max_new_tokens, args.overlong_buffer)  # 0 unless asked for
+    if args.reward_is_score:
+        shaped = controls.score_as_reward(rollouts, run.scorer)
     A = dagrpo.group_advantages(shaped, recipe.scale, recipe.baseline)  # (B, G)  Eq. 1, 12
     asked = A != 0 if run.judged else None  # a judge costs: it is asked only where its answer is read
     S = scoring.scores(rollouts, run.scorer, asked)  # (B, G)  Eq. 7
     distinct = dagrpo.rectification_mask(A, S, args.delta)  # (B, G)  Eq. 8-9
+    if args.random_mask:
+        distinct = controls.random_mask(A, distinct)
     keep = distinct if recipe.rectify else torch.ones_like(distinct)
     return Groups(rollouts, R, S, A, distinct, keep, responses, tokens, time.perf_counter() - begin)
 

@@ -33,17 +33,22 @@ COMMAND = [sys.executable, "-c", f"import sys; sys.path.insert(0, {HERE!r}); imp
 
 _process: subprocess.Popen[str] | None = None
 _lock = threading.Lock()
+# a set, so that it does not matter how often an answer is looked at, nor whether its verdict was kept
+_over_time: set[tuple[str, str]] = set()
 
 
 def equal(gold: str, answer: str) -> bool:
     r"""math-verify's verdict on two pieces of LaTeX, without dollars and with balanced braces.
 
-    False if it has none within LIMIT seconds. Raises RuntimeError if the worker does not start.
+    False if it has none within LIMIT seconds: see take_timeouts. Raises RuntimeError if the worker does not start.
 
     >>> equal(r"2\sqrt{3}", r"\sqrt{12}"), equal("(0, 1]", "[0, 1]")
     (True, False)
     """
-    return _ask(gold, answer)
+    verdict = _ask(gold, answer)
+    if verdict is None:
+        _over_time.add((gold, answer))
+    return bool(verdict)
 
 
 def parses(gold: str) -> bool:
@@ -52,11 +57,19 @@ def parses(gold: str) -> bool:
     >>> parses("x^2 + 1"), parses("?")
     (True, False)
     """
-    return _ask(gold, None)
+    return bool(_ask(gold, None))
+
+
+def take_timeouts() -> int:
+    """How many different answers had no verdict within LIMIT since this was last asked: they counted as wrong."""
+    count = len(_over_time)
+    _over_time.clear()
+    return count
 
 
 @lru_cache(maxsize=2**14)  # what is slow is slow only once
-def _ask(gold: str, answer: str | None) -> bool:
+def _ask(gold: str, answer: str | None) -> bool | None:
+    """None: out of time."""
     with _lock:
         for _ in range(2):  # somebody else may have killed the worker: then the question is asked again
             process = _running()
@@ -69,7 +82,7 @@ def _ask(gold: str, answer: str | None) -> bool:
                 return json.loads(reply)
             _stop()
             if not in_time:
-                break
+                return None
     return False
 
 

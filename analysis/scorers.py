@@ -33,10 +33,10 @@ import policy as policies
 import scoring
 import tasks
 from cli import Parser, fail, progress
+from controls import CARRIED, DROPPED, SWAPPED, WRONG, corrupt
 from scoring import Scorer
 from tasks import Problem
 
-WRONG, CARRIED, DROPPED, SWAPPED = "wrong result", "wrong, carried", "dropped", "swapped"
 KINDS = [(kind, answer) for kind in (WRONG, DROPPED, SWAPPED) for answer in ("right", "wrong")] + [(CARRIED, "follows")]
 LEVELS = ("3", "4", "5")  # of two steps and more
 
@@ -50,37 +50,6 @@ class Case:
     corrupted: int  # k
     problem: Problem
     response: str
-
-
-def corrupt(problem: Problem, kind: str, answer: str, k: int, rng: random.Random) -> str:
-    """The demonstration of a problem of the built-in task with k of its steps corrupted.
-
-    >>> problem = tasks.solve("12+5-3=", "3")
-    >>> corrupt(problem, SWAPPED, "right", 2, random.Random(0)), corrupt(problem, DROPPED, "right", 2, random.Random(0))
-    ('17+5=12;14-3=17;#14', '#14')
-    >>> corrupt(problem, CARRIED, "follows", 1, random.Random(1))
-    '12+5=19;19-3=16;#16'
-    """
-    steps = scoring.steps(problem.demo)
-    chosen = set(rng.sample(range(len(steps)), k))
-    said, error = [], 0  # error: what is carried on, by which the total is wrong
-    for i, step in enumerate(steps):
-        first, sign, second, result = map(_number, scoring.STEP.fullmatch(step).groups())
-        if kind == CARRIED:
-            first, result = first + error, result + error
-        if i in chosen and kind in (WRONG, CARRIED):
-            wrong_by = rng.randint(1, 9)
-            result, error = result + wrong_by, error + wrong_by
-        elif i in chosen and kind == SWAPPED:
-            first, result = result, first
-        if i not in chosen or kind != DROPPED:
-            said.append(f"{first}{sign}{second}={result}")
-    final = int(problem.answer) + {"right": 0, "wrong": rng.randint(1, 9), "follows": error}[answer]
-    return ";".join([*said, f"#{final}"])
-
-
-def _number(text: str) -> int | str:
-    return text if text in "+-" else int(text)
 
 
 def build_cases(per_level: int, seed: int) -> list[Case]:

@@ -1,0 +1,260 @@
+"""The experiments behind the claims: a grid of training runs, methods x seeds x settings, and a table of their results.
+
+Runs of train.py followed by eval.py, as many at once as there are cores, each in its folder. What is done is skipped,
+what was stopped goes on, so the same command can be given again and again. Everything is fixed here, in advance:
+
+    sweep        each method at three learning rates, seeds 100 and 101, judged on validation problems; the best rate is
+                 the method's own from there on
+    main         the methods of the claims, 15 seeds for grpo, dr_grpo, dagrpo_on and dagrpo, 5 for luffy and sft
+    after_sft    dr_grpo from where sft ended (more SFT, then RL), 5 seeds
+    controls     a random mask (15 seeds); dr_grpo with S as its reward (5)
+    others       the other recipes, 3 seeds
+    ablations    delta, scorer noise, flawed anchors, anchors in hard groups, LUFFY's ratio, group sizes, high rates
+
+A seed decides the order of prompts and the sampling. It does not decide where a run starts: all start from the one warm
+start, so what is found is found for that start. At the same seed all methods see the same prompts at the same step.
+
+    python -m analysis.experiments                     everything, in this order
+    python -m analysis.experiments --stages main       a stage; those before it have to be done
+    python -m analysis.experiments --collect           only writes results/experiments/runs.csv from what is there
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagrpo
+import policy as policies
+from analysis.table import Eval, Run, read_eval, read_run, t_interval
+from cli import Parser, fail, progress
+
+STEPS = 50
+SWEEP_RATES, SWEEP_SEEDS = ("1e-4", "3e-4", "1e-3"), (100, 101)
+CLAIMED = ("grpo", "dr_grpo", "dagrpo_on", "dagrpo")  # 15 seeds
+FEWER = ("luffy", "sft")  # 5 seeds
+OTHERS = tuple(name for name in dagrpo.METHODS if name not in CLAIMED + FEWER)  # 3 seeds
+SETTINGS = ["--steps", str(STEPS), "--save-every", str(STEPS), "--log-rollouts-every", "10", "--show-every", "0"]
+PROGRAM = "import sys, json, train, eval; a, b = json.loads(sys.argv[1]); train.main(a); eval.main(b)"
+LAST = 10  # steps that figures at the end of training are the mean of
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: `label` is what tables call it, `flags` what makes it different from the defaults."""
+
+    stage: str
+    label: str
+    method: str
+    seed: int
+    flags: tuple[str, ...] = ()
+    after: str | None = None  # the stage/label whose run of the same seed it begins from
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}/{self.label}/seed{self.seed}"
+
+
+def grid(rates: dict[str, str]) -> list[Job]:
+    """All jobs, stage by stage. `rates`: the learning rate of each method whose sweep is done; empty before it is."""
+    jobs = [
+        Job("sweep", f"{method} {rate}", method, seed, ("--lr", rate))
+        for method in (*CLAIMED, *FEWER, *OTHERS)
+        for rate in SWEEP_RATES
+        for seed in SWEEP_SEEDS[: 1 if method in OTHERS else 2]
+    ]
+
+    def add(stage: str, label: str, method: str, seeds: int, *flags: str, after: str | None = None) -> None:
+        rate = ("--lr", rates.get(method, "?"))  # flags may name another one
+        jobs.extend(Job(stage, label, method, seed, (*rate, *flags), after) for seed in range(seeds))
+
+    for method in (*CLAIMED, *FEWER):
+        add("main", method, method, 15 if method in CLAIMED else 5)
+    add("after_sft", "sft then dr_grpo", "dr_grpo", 5, after="main/sft")
+    add("controls", "random mask", "dagrpo_on", 15, "--random-mask")
+    add("controls", "dr_grpo, S as reward", "dr_grpo", 5, "--reward-is-score")
+    for method in OTHERS:
+        add("others", method, method, 3)
+    for delta in ("0", "1", "2", "4", "5", "6"):  # 3 is main's
+        add("ablations", f"delta {delta}", "dagrpo_on", 3, "--delta", delta)
+    for sigma in ("1", "2", "4"):
+        add("ablations", f"score noise {sigma}", "dagrpo_on", 3, "--score-noise", sigma)
+    for method in ("dagrpo", "luffy"):
+        for flaw in ("steps", "answer"):
+            add("ablations", f"{method}, anchors with wrong {flaw}", method, 3, "--anchor-flaw", flaw)
+    add("ablations", "dagrpo, anchors in hard groups", "dagrpo", 3, "--anchor-when", "hard")
+    add("ablations", "dagrpo, LUFFY's ratio", "dagrpo", 3, "--anchor-ratio", "shaped")
+    for size in ("4", "16"):  # 8 is main's
+        for method in ("dr_grpo", "dagrpo_on", "dagrpo"):
+            add("ablations", f"{method}, G {size}", method, 3, "--group-size", size)
+    for rate in ("3e-3", "1e-2"):
+        for method in CLAIMED:
+            add("ablations", f"{method}, rate {rate}", method, 2, "--lr", rate)
+    return jobs
+
+
+def best_rates(root: Path) -> dict[str, str]:
+    """For each method whose sweep is whole, the rate with the best mean accuracy on the validation problems."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for job in (job for job in grid({}) if job.stage == "sweep"):
+        rate = job.flags[1]
+        seen = found.setdefault(job.method, {}).setdefault(rate, [])
+        seen.append(validation(root / job.name) if done(root / job.name) else float("nan"))
+    means = {method: {rate: sum(xs) / len(xs) for rate, xs in by.items()} for method, by in found.items()}
+    whole = {method: by for method, by in means.items() if all(mean == mean for mean in by.values())}
+    return {method: max(by, key=by.__getitem__) for method, by in whole.items()}
+
+
+def validation(folder: Path) -> float:
+    levels = json.loads((folder / "eval.json").read_text(encoding="utf-8"))["benchmarks"]["validation"]["levels"]
+    return sum(level["greedy"]["accuracy"] for level in levels) / len(levels)
+
+
+def done(folder: Path) -> bool:
+    return (folder / "eval.json").exists()
+
+
+# ---------------------------------------------------------------------------------------- running
+
+
+def command(job: Job, root: Path) -> list[str]:
+    """A process of its own for train.py and eval.py, in which torch is imported once."""
+    out = str(root / job.name)
+    begin = ["--init-from", str(root / job.after / f"seed{job.seed}")] if job.after else []
+    train = ["--method", job.method, "--seed", str(job.seed), "--out", out, "--resume", *SETTINGS, *job.flags, *begin]
+    asked = ["--benchmarks", "validation", "--per-level", "100"] if job.stage == "sweep" else []
+    return [sys.executable, "-c", PROGRAM, json.dumps([train, ["--model", out, "--k", "0", *asked]])]
+
+
+def run(job: Job, root: Path) -> str | None:
+    """Runs a job; None if it went well, else the last line that it said. All of it is in log.txt."""
+    folder = root / job.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("a") as log:
+        one_core = os.environ | {"OMP_NUM_THREADS": "1"}
+        code = subprocess.run(command(job, root), stdout=log, stderr=subprocess.STDOUT, env=one_core).returncode
+    if code == 0:
+        return None
+    lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
+    return f"{job.name} failed ({code}): {lines[-1][-300:]}"
+
+
+def run_stage(jobs: list[Job], root: Path, workers: int) -> None:
+    """The jobs of one stage that are not done yet; the first failures are told, and end the program after the stage."""
+    waiting, failures = [job for job in jobs if not done(root / job.name)], []
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(run, job, root) for job in waiting]
+        bar = progress(as_completed(futures), desc=jobs[0].stage, total=len(jobs), initial=len(jobs) - len(waiting))
+        try:
+            for future in bar:
+                if why := future.result():
+                    failures.append(why)
+                    bar.write(why)
+        except KeyboardInterrupt:  # the runs have got the signal too: each finishes its step and saves
+            pool.shutdown(cancel_futures=True)
+            bar.close()
+            print("stopped; the same command goes on", file=sys.stderr)
+            sys.exit(130)
+    if failures:
+        fail(f"{len(failures)} of {len(waiting)} runs failed; log.txt in their folders tells more")
+
+
+# ---------------------------------------------------------------------------------------- what came out
+
+
+def row_of(job: Job, root: Path) -> dict[str, Any]:
+    """What tables and claims need of one run."""
+    run, evaluated = read_run(root / job.name), read_eval(root / job.name / "eval.json")
+    row = {"stage": job.stage, "label": job.label, "method": job.method, "seed": job.seed, "lr": run.config["lr"]}
+    return row | accuracies(evaluated) | dynamics(run)
+
+
+def accuracies(evaluated: Eval) -> dict[str, float]:
+    return {name: round(score, 6) for name, score in evaluated.scores.items()}
+
+
+def dynamics(run: Run) -> dict[str, float | None]:
+    """Of the steps' figures: what was generated, the end, and the gradient's norm in typical and in extreme steps."""
+    rows = [run.rows[step] for step in sorted(run.rows)]
+
+    def column(name: str, steps: list[dict[str, float | None]]) -> list[float]:
+        return [row[name] for row in steps if row.get(name) is not None]
+
+    def mean(name: str, steps: list[dict[str, float | None]]) -> float | None:
+        values = column(name, steps)
+        return round(t_interval(values)[0], 6) if values else None
+
+    norms = sorted(column("grad_norm", rows))
+    figures: dict[str, float | None] = {"responses": sum(column("responses", rows))}
+    for name in ("reward", "entropy", "response_length", "kept_fraction", "no_signal_groups", "clip_fraction"):
+        figures |= {f"{name} first": mean(name, rows[:LAST]), f"{name} last": mean(name, rows[-LAST:])}
+    figures |= {"grad_norm median": norms[len(norms) // 2], "grad_norm max": norms[-1]}
+    figures |= {"grad_norm not finite": len(rows) - len(norms), "anchors": mean("anchors", rows)}
+    kept = [row["grad_norm"] / row["kept_rows"] for row in rows if row.get("kept_rows") and row["grad_norm"]]
+    figures["grad_norm per kept row"] = sorted(kept)[len(kept) // 2] if kept else None
+    seconds = sum(column("rollout_seconds", rows)) + sum(column("train_seconds", rows))
+    return figures | {"seconds": round(seconds, 1)}
+
+
+def collect(root: Path, out: Path) -> int:
+    """Writes runs.csv, a row a finished run, and returns how many there are."""
+    rates = best_rates(root)
+    sweep, rows = [], []
+    for job in grid(rates):
+        if done(root / job.name) and job.stage == "sweep":
+            row = {"method": job.method, "lr": job.flags[1], "seed": job.seed}
+            sweep.append(row | {"validation": round(validation(root / job.name), 6)})
+        elif done(root / job.name):
+            rows.append(row_of(job, root))
+    out.mkdir(parents=True, exist_ok=True)
+    write_csv(sweep, out / "sweep.csv")
+    write_csv(rows, out / "runs.csv")
+    return len(sweep) + len(rows)
+
+
+def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def stages_of(jobs: Iterable[Job]) -> list[str]:
+    return list(dict.fromkeys(job.stage for job in jobs))
+
+
+def main(argv: list[str] | None = None) -> None:
+    stages = stages_of(grid({}))
+    parser = Parser(prog="python -m analysis.experiments", description=__doc__)
+    parser.add_argument("--root", default="runs/experiments", metavar="DIR", help="where the runs go")
+    parser.add_argument("--out", default="results/experiments", metavar="DIR", help="where runs.csv and sweep.csv go")
+    parser.add_argument("--stages", default=",".join(stages), metavar="A,B", help=f"of {', '.join(stages)}")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="runs at once, a core each")
+    parser.add_argument("--collect", action="store_true", help="run nothing, only write the tables")
+    args = parser.parse_args(argv)
+    root, chosen = Path(args.root).resolve(), args.stages.split(",")
+    if unknown := set(chosen) - set(stages):
+        fail(f"--stages: there is no {', '.join(sorted(unknown))}; choose from {', '.join(stages)}")
+    if args.workers < 1:
+        fail(f"--workers must be at least 1, not {args.workers}")
+    for stage in [] if args.collect else [stage for stage in stages if stage in chosen]:
+        policies.warm_start()  # once, before many runs ask for it
+        jobs = [job for job in grid(best_rates(root)) if job.stage == stage]
+        if missing := sorted({job.method for job in jobs if "?" in job.flags}):
+            fail(f"stage {stage} needs the learning rate of {', '.join(missing)}: run the stage sweep first")
+        run_stage(jobs, root, args.workers)
+        collect(root, Path(args.out))
+    print(f"{collect(root, Path(args.out))} runs done; tables in {args.out}")
+
+
+if __name__ == "__main__":
+    main()
