@@ -150,6 +150,7 @@ def run(job: Job, root: Path) -> str | None:
 def run_stage(jobs: list[Job], root: Path, workers: int) -> None:
     """The jobs of one stage that are not done yet; the first failures are told, and end the program after the stage."""
     waiting, failures = [job for job in jobs if not done(root / job.name)], []
+    waiting.sort(key=lambda job: job.seed)  # whole sets of methods first: they are compared seed by seed
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(run, job, root) for job in waiting]
         bar = progress(as_completed(futures), desc=jobs[0].stage, total=len(jobs), initial=len(jobs) - len(waiting))
