@@ -3,12 +3,12 @@
 Runs of train.py followed by eval.py, as many at once as there are cores, each in its folder. What is done is skipped,
 what was stopped goes on, so the same command can be given again and again. Everything is fixed here, in advance:
 
-    sweep        each method at three learning rates, seeds 100 and 101, judged on validation problems; the best rate is
-                 the method's own from there on
+    sweep        each method of the claims at three learning rates, judged on validation problems; the best rate is the
+                 method's own from there on; two seeds, 100 and 101, one for luffy and sft
     main         the methods of the claims, 15 seeds for grpo, dr_grpo, dagrpo_on and dagrpo, 5 for luffy and sft
     after_sft    dr_grpo from where sft ended (more SFT, then RL), 5 seeds
     controls     a random mask (15 seeds); dr_grpo with S as its reward (5)
-    others       the other recipes, 3 seeds
+    sweep_others, others    the other recipes: rates with one seed, then 3 seeds
     ablations    delta, scorer noise, flawed anchors, anchors in hard groups, LUFFY's ratio, group sizes, high rates
 
 A seed decides the order of prompts and the sampling. It does not decide where a run starts: all start from the one warm
@@ -37,12 +37,13 @@ import policy as policies
 from analysis.table import Eval, Run, read_eval, read_run, t_interval
 from cli import Parser, fail, progress
 
-STEPS = 50
+STEPS = 60
 SWEEP_RATES, SWEEP_SEEDS = ("1e-4", "3e-4", "1e-3"), (100, 101)
 CLAIMED = ("grpo", "dr_grpo", "dagrpo_on", "dagrpo")  # 15 seeds
 FEWER = ("luffy", "sft")  # 5 seeds
 OTHERS = tuple(name for name in dagrpo.METHODS if name not in CLAIMED + FEWER)  # 3 seeds
-SETTINGS = ["--steps", str(STEPS), "--save-every", str(STEPS), "--log-rollouts-every", "10", "--show-every", "0"]
+SETTINGS = ["--steps", str(STEPS), "--batch-prompts", "8", "--save-every", str(STEPS)]
+SETTINGS += ["--log-rollouts-every", "10", "--show-every", "0"]
 PROGRAM = "import sys, json, train, eval; a, b = json.loads(sys.argv[1]); train.main(a); eval.main(b)"
 LAST = 10  # steps that figures at the end of training are the mean of
 
@@ -62,25 +63,31 @@ class Job:
     def name(self) -> str:
         return f"{self.stage}/{self.label}/seed{self.seed}"
 
+    @property
+    def is_sweep(self) -> bool:
+        return self.stage.startswith("sweep")
+
 
 def grid(rates: dict[str, str]) -> list[Job]:
     """All jobs, stage by stage. `rates`: the learning rate of each method whose sweep is done; empty before it is."""
-    jobs = [
-        Job("sweep", f"{method} {rate}", method, seed, ("--lr", rate))
-        for method in (*CLAIMED, *FEWER, *OTHERS)
-        for rate in SWEEP_RATES
-        for seed in SWEEP_SEEDS[: 1 if method in OTHERS else 2]
-    ]
+    jobs: list[Job] = []
+
+    def sweep(stage: str, methods: tuple[str, ...], seeds: tuple[int, ...]) -> None:
+        each = [(method, rate, seed) for method in methods for rate in SWEEP_RATES for seed in seeds]
+        jobs.extend(Job(stage, f"{method} {rate}", method, seed, ("--lr", rate)) for method, rate, seed in each)
 
     def add(stage: str, label: str, method: str, seeds: int, *flags: str, after: str | None = None) -> None:
         rate = ("--lr", rates.get(method, "?"))  # flags may name another one
         jobs.extend(Job(stage, label, method, seed, (*rate, *flags), after) for seed in range(seeds))
 
+    sweep("sweep", CLAIMED, SWEEP_SEEDS)
+    sweep("sweep", FEWER, SWEEP_SEEDS[:1])
     for method in (*CLAIMED, *FEWER):
         add("main", method, method, 15 if method in CLAIMED else 5)
     add("after_sft", "sft then dr_grpo", "dr_grpo", 5, after="main/sft")
     add("controls", "random mask", "dagrpo_on", 15, "--random-mask")
     add("controls", "dr_grpo, S as reward", "dr_grpo", 5, "--reward-is-score")
+    sweep("sweep_others", OTHERS, SWEEP_SEEDS[:1])
     for method in OTHERS:
         add("others", method, method, 3)
     for delta in ("0", "1", "2", "4", "5", "6"):  # 3 is main's
@@ -104,7 +111,7 @@ def grid(rates: dict[str, str]) -> list[Job]:
 def best_rates(root: Path) -> dict[str, str]:
     """For each method whose sweep is whole, the rate with the best mean accuracy on the validation problems."""
     found: dict[str, dict[str, list[float]]] = {}
-    for job in (job for job in grid({}) if job.stage == "sweep"):
+    for job in (job for job in grid({}) if job.is_sweep):
         rate = job.flags[1]
         seen = found.setdefault(job.method, {}).setdefault(rate, [])
         seen.append(validation(root / job.name) if done(root / job.name) else float("nan"))
@@ -130,7 +137,7 @@ def command(job: Job, root: Path) -> list[str]:
     out = str(root / job.name)
     begin = ["--init-from", str(root / job.after / f"seed{job.seed}")] if job.after else []
     train = ["--method", job.method, "--seed", str(job.seed), "--out", out, "--resume", *SETTINGS, *job.flags, *begin]
-    asked = ["--benchmarks", "validation", "--per-level", "100"] if job.stage == "sweep" else []
+    asked = ["--benchmarks", "validation"] if job.is_sweep else []
     return [sys.executable, "-c", PROGRAM, json.dumps([train, ["--model", out, "--k", "0", *asked]])]
 
 
@@ -210,7 +217,7 @@ def collect(root: Path, out: Path) -> int:
     rates = best_rates(root)
     sweep, rows = [], []
     for job in grid(rates):
-        if done(root / job.name) and job.stage == "sweep":
+        if done(root / job.name) and job.is_sweep:
             row = {"method": job.method, "lr": job.flags[1], "seed": job.seed}
             sweep.append(row | {"validation": round(validation(root / job.name), 6)})
         elif done(root / job.name):
