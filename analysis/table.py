@@ -21,10 +21,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import t as student
+
 from cli import Parser, fail
 
-# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; behind them `t_quantile` has a series
-T_TABLE = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 # flags that may differ between two runs which are one method with two seeds
 BOOKKEEPING = {"out", "seed", "steps", "resume", "overwrite", "save_every", "log_rollouts_every", "show_every"}
 BOOKKEEPING |= {"micro_batch_tokens", "recipe", "anchors", "problems", "python", "torch", "transformers", "threads"}
@@ -98,11 +98,6 @@ def by_method(runs: list[Run]) -> dict[str, list[Run]]:
     return {method: [run for run in runs if run.method == method] for method in dict.fromkeys(r.method for r in runs)}
 
 
-def t_quantile(df: int) -> float:
-    """97.5 % of Student's t with this many degrees of freedom."""
-    return T_TABLE[df - 1] if df <= len(T_TABLE) else 1.95996 + 2.3722 / df + 2.8225 / df**2
-
-
 def t_interval(values: list[float]) -> tuple[float, float | None]:
     """The mean, and half the width of its 95 % interval; None for a single value, which has no spread.
 
@@ -113,7 +108,7 @@ def t_interval(values: list[float]) -> tuple[float, float | None]:
     if n == 1:
         return mean, None
     variance = sum((x - mean) ** 2 for x in values) / (n - 1)
-    return mean, t_quantile(n - 1) * math.sqrt(variance / n)
+    return mean, float(student.ppf(0.975, n - 1)) * math.sqrt(variance / n)
 
 
 COSTS = ("steps", "responses", "seconds")  # the other columns are greedy accuracies

@@ -86,11 +86,6 @@ def test_running_mean_is_of_the_last_n_and_passes_over_empty_cells():
     assert running_mean([4.0, 2.0], 100) == [4.0, 3.0]
 
 
-@pytest.mark.parametrize(("df", "t"), [(1, 12.706), (4, 2.776), (10, 2.228), (11, 2.201), (20, 2.086), (60, 2.000)])
-def test_t_quantiles_are_those_of_the_tables(df, t):
-    assert table.t_quantile(df) == pytest.approx(t, abs=0.003)
-
-
 def test_t_interval_of_known_values():
     mean, half = table.t_interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert mean == 3 and half == pytest.approx(2.776 * math.sqrt(2.5 / 5))

@@ -1,0 +1,201 @@
+"""The paper's claims C1-C6, each answered from the finished experiments: effect, 95 % interval, verdict.
+
+Every claim is a difference between two methods at the same seed: the same start, prompts and problems asked. The effect
+is its mean over seeds, the interval Student's t, and p is two-sided and corrected by Holm's method over the claims
+that are tested here and C7, whose answer analysis/conflict.py gives. What counts as an answer is fixed in advance:
+
+    holds            p < 0.05 after Holm, and the effect has the claim's sign
+    does not hold    the interval ends below the smallest effect that would be worth having: 2 points of accuracy, a
+                     tenth of a decade of gradient norm, 0.02 nats, 1 token
+    undecided        neither
+
+The baseline is dr_grpo, which is GRPO as section 6 of the paper has it; the same against grpo stands below it and is
+not part of the verdict. C5 says two things, and holds only if both do.
+
+    python -m analysis.claims              the table, from results/experiments/runs.csv
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy.stats import t as student
+
+from analysis.table import t_interval
+from cli import Parser, fail
+
+LEVELS = ("level 1", "level 2", "level 3", "level 4", "level 5")
+CLAIMS = 7  # of Holm's correction
+
+Record = dict[str, float | None]  # a run: column -> figure
+Table = dict[str, dict[int, Record]]  # label -> seed -> run
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`effect` of one seed's runs, (method, baseline) or more; above 0 is what the claim says."""
+
+    name: str
+    text: str
+    labels: tuple[str, ...]
+    effect: Callable[..., float | None]
+    worth: float
+    unit: str
+
+
+def difference(column: str) -> Callable[[Record, Record], float | None]:
+    def effect(one: Record, other: Record) -> float | None:
+        a, b = one.get(column), other.get(column)
+        return None if a is None or b is None else a - b
+
+    return effect
+
+
+def hard_more_than_easy(one: Record, other: Record) -> float | None:
+    """Gain on levels 4 and 5, minus gain on levels 1 and 2."""
+    gains = [one[level] - other[level] for level in LEVELS]
+    return (gains[3] + gains[4] - gains[0] - gains[1]) / 2
+
+
+def decades_below(column: str) -> Callable[[Record, Record], float | None]:
+    """By how many powers of ten the baseline's figure is above the method's."""
+
+    def effect(one: Record, other: Record) -> float | None:
+        a, b = one.get(column), other.get(column)
+        return math.log10(b) - math.log10(a) if a and b else None
+
+    return effect
+
+
+def claims(baseline: str) -> list[Claim]:
+    """C1-C6 with this baseline in GRPO's place."""
+    accuracy, norm = "accuracy", "decades"
+    return [
+        Claim("C1", "the mask alone beats GRPO", ("dagrpo_on", baseline), difference("mean"), 0.02, accuracy),
+        Claim("C2", "anchors help most on hard prompts", ("dagrpo", "dagrpo_on"), hard_more_than_easy, 0.02, accuracy),
+        Claim("C3", "DaGRPO beats LUFFY", ("dagrpo", "luffy"), difference("mean"), 0.02, accuracy),
+        Claim("C4", "largest gradient norm is lower", ("dagrpo", baseline), decades_below("grad_norm max"), 0.1, norm),
+        Claim("C5", "entropy is preserved", ("dagrpo", baseline), difference("entropy last"), 0.02, "nats"),
+        Claim("C5", "responses are longer", ("dagrpo", baseline), difference("response_length last"), 1.0, "tokens"),
+        Claim("C6", "out of distribution it is better", ("dagrpo", baseline), difference("ood mean"), 0.02, accuracy),
+    ]
+
+
+def further() -> list[Claim]:
+    """Asked beside the claims, to understand them: controls, and what else the runs tell."""
+    accuracy = "accuracy"
+    return [
+        Claim("", "DaGRPO beats GRPO", ("dagrpo", "dr_grpo"), difference("mean"), 0.02, accuracy),
+        Claim("", "anchors help", ("dagrpo", "dagrpo_on"), difference("mean"), 0.02, accuracy),
+        Claim("", "Eq. 8-9 beat a random mask", ("dagrpo_on", "random mask"), difference("mean"), 0.02, accuracy),
+        Claim("", "S as reward helps", ("dr_grpo, S as reward", "dr_grpo"), difference("mean"), 0.02, accuracy),
+        Claim("", "RL after SFT beats SFT", ("sft then dr_grpo", "sft"), difference("mean"), 0.02, accuracy),
+        Claim(
+            "", "gradient norm per kept row is lower", ("dagrpo", "dr_grpo"),
+            decades_below("grad_norm per kept row"), 0.1, "decades",
+        ),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Answer:
+    claim: Claim
+    seeds: int
+    mean: float
+    half: float | None  # of the 95 % interval
+    p: float  # two-sided, not corrected
+
+
+def answer(claim: Claim, table: Table) -> Answer | None:
+    """None where fewer than two seeds have all the runs that it needs."""
+    runs = [table.get(label, {}) for label in claim.labels]
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in runs)))
+    effects = [e for seed in seeds if (e := claim.effect(*(by_seed[seed] for by_seed in runs))) is not None]
+    if len(effects) < 2:
+        return None
+    mean, half = t_interval(effects)
+    spread = half / float(student.ppf(0.975, len(effects) - 1))  # the standard error
+    p = 2 * float(student.sf(abs(mean) / spread, len(effects) - 1)) if spread else float(mean == 0)
+    return Answer(claim, len(effects), mean, half, p)
+
+
+def holm(ps: dict[str, float], tests: int) -> dict[str, float]:
+    """Holm's correction of each p for `tests` tests; those that are not among `ps` count as larger than all.
+
+    >>> holm({"a": 0.01, "b": 0.04}, tests=2)
+    {'a': 0.02, 'b': 0.04}
+    """
+    corrected, worst = {}, 0.0
+    for i, (name, p) in enumerate(sorted(ps.items(), key=lambda item: item[1])):
+        worst = max(worst, min(1.0, (tests - i) * p))
+        corrected[name] = worst
+    return corrected
+
+
+def verdict(answers: list[Answer], p: float) -> str:
+    """Of the parts of one claim, with the corrected p of its weakest."""
+    if all(a.mean > 0 for a in answers) and p < 0.05:
+        return "holds"
+    if any(a.mean + a.half < a.claim.worth for a in answers):
+        return "does not hold"
+    return "undecided"
+
+
+def show(table: Table) -> str:
+    """The claims as a table in Markdown, with dr_grpo as GRPO, then with grpo, then what was asked further."""
+    lines = ["| claim | compared | seeds | effect [95 % interval] | p (Holm) | verdict |", "| --- " * 6 + "|"]
+    for baseline in ("dr_grpo", "grpo"):
+        answers = [
+            a for claim in claims(baseline) if baseline in (*claim.labels, "dr_grpo") and (a := answer(claim, table))
+        ]
+        names = dict.fromkeys(a.claim.name for a in answers)
+        weakest = {name: max(a.p for a in answers if a.claim.name == name) for name in names}
+        corrected = holm(weakest, CLAIMS)
+        for a in answers:
+            parts = [other for other in answers if other.claim.name == a.claim.name]
+            told = verdict(parts, corrected[a.claim.name]) if baseline == "dr_grpo" else ""
+            lines.append(line(a, f"{corrected[a.claim.name]:.3f}" if told else f"({a.p:.3f})", told))
+    lines += [line(a, f"({a.p:.3f})", "") for claim in further() if (a := answer(claim, table))]
+    return "\n".join(lines)
+
+
+def line(a: Answer, p: str, told: str) -> str:
+    digits = 1 if a.claim.unit == "tokens" else 3
+    low, high = a.mean - a.half, a.mean + a.half
+    effect = f"{a.mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}] {a.claim.unit}"
+    compared = " - ".join(a.claim.labels)
+    return f"| {f'{a.claim.name} {a.claim.text}'.strip()} | {compared} | {a.seeds} | {effect} | {p} | {told} |"
+
+
+def read(path: Path) -> Table:
+    """runs.csv of analysis.experiments: the runs of every label, by seed."""
+    table: Table = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                figures = {k: float(v) if v else None for k, v in row.items() if k not in ("stage", "label", "method")}
+                table.setdefault(row["label"], {})[int(row["seed"])] = figures
+    except OSError as error:
+        fail(f"{path} cannot be read ({error.strerror}); python -m analysis.experiments makes it")
+    except (ValueError, KeyError, TypeError):
+        fail(f"{path} is damaged: it is not a table of analysis.experiments")
+    if not table:
+        fail(f"{path} holds no run yet; python -m analysis.experiments makes them")
+    return table
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m analysis.claims", description=__doc__)
+    parser.add_argument(
+        "--runs", default="results/experiments/runs.csv", metavar="FILE", help="of analysis.experiments"
+    )
+    args = parser.parse_args(argv)
+    print(show(read(Path(args.runs))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""analysis.experiments and analysis.claims: the grid is what is written down, and the claims' arithmetic is right."""
+
+import json
+import random
+
+import pytest
+from scipy import stats
+
+from analysis import claims, experiments
+from analysis.claims import Answer, Claim, answer, difference, holm, verdict
+
+RATES = dict.fromkeys((*experiments.CLAIMED, *experiments.FEWER, *experiments.OTHERS), "1e-4")
+
+
+def test_the_grid_has_the_seeds_that_were_written_down():
+    jobs = experiments.grid(RATES)
+    assert len({job.name for job in jobs}) == len(jobs)
+
+    def seeds(stage, label):
+        return [job.seed for job in jobs if (job.stage, job.label) == (stage, label)]
+
+    for method in ("grpo", "dr_grpo", "dagrpo_on", "dagrpo"):
+        assert seeds("main", method) == list(range(15))
+    assert seeds("main", "luffy") == seeds("main", "sft") == seeds("after_sft", "sft then dr_grpo") == list(range(5))
+    assert all(seeds("others", method) == [0, 1, 2] for method in ("dapo", "gspo", "cispo", "rloo", "gtpo"))
+    assert not set(experiments.SWEEP_SEEDS) & {job.seed for job in jobs if not job.is_sweep}
+
+
+def test_every_job_is_flags_that_train_takes_and_only_the_named_things_differ():
+    import flags
+
+    for job in experiments.grid(RATES):
+        train, evaluate = json.loads(experiments.command(job, experiments.Path("/root"))[-1])
+        args = flags.parse(train)
+        assert (args.steps, args.batch_prompts, args.seed) == (experiments.STEPS, 8, job.seed)
+        assert bool(args.init_from) == bool(job.after)
+        assert ("validation" in evaluate) == job.is_sweep
+
+
+def test_the_best_rate_is_the_one_with_the_best_mean_of_a_whole_sweep(tmp_path):
+    for job in experiments.grid({}):
+        if job.stage == "sweep" and (job.method, job.seed) != ("grpo", 101):
+            accuracy = {"1e-4": 0.1, "3e-4": 0.3, "1e-3": 0.2}[job.flags[1]]
+            levels = {"validation": {"levels": [{"greedy": {"accuracy": accuracy}}]}}
+            (tmp_path / job.name).mkdir(parents=True)
+            (tmp_path / job.name / "eval.json").write_text(json.dumps({"benchmarks": levels}))
+    rates = experiments.best_rates(tmp_path)
+    assert rates["dagrpo"] == rates["sft"] == "3e-4"
+    assert "grpo" not in rates and "dapo" not in rates, "a sweep that is not whole decides nothing"
+
+
+def test_a_stage_before_its_sweep_says_what_is_missing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(experiments.policies, "warm_start", lambda: None)
+    with pytest.raises(SystemExit):
+        experiments.main(["--root", str(tmp_path), "--stages", "main", "--out", str(tmp_path)])
+    assert "run the stage sweep first" in capsys.readouterr().err
+
+
+def test_an_experiment_runs_is_skipped_when_done_and_is_collected(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "STEPS", 2)
+    small = ["--steps", "2", "--batch-prompts", "2", "--group-size", "4", "--show-every", "0"]
+    monkeypatch.setattr(experiments, "SETTINGS", [*small, "--model", str(tiny_folder)])
+    job = experiments.Job("main", "grpo", "grpo", 0, ("--lr", "1e-4"))
+    monkeypatch.setattr(experiments, "grid", lambda rates: [job])
+    monkeypatch.setattr(
+        experiments, "PROGRAM", experiments.PROGRAM.replace("eval.main(b)", "eval.main([*b, '--per-level', '2'])")
+    )
+    experiments.run_stage([job], tmp_path / "runs", workers=1)
+    assert experiments.collect(tmp_path / "runs", tmp_path / "out") == 1
+    table = claims.read(tmp_path / "out" / "runs.csv")
+    assert table["grpo"][0]["responses"] == 2 * 2 * 4 and table["grpo"][0]["mean"] is not None
+    monkeypatch.setattr(experiments, "run", lambda *_: pytest.fail("it is done"))
+    experiments.run_stage([job], tmp_path / "runs", workers=1)
+
+
+def test_a_run_that_fails_is_told(tmp_path, capsys):
+    job = experiments.Job("main", "grpo", "no such method", 0)
+    with pytest.raises(SystemExit):
+        experiments.run_stage([job], tmp_path, workers=1)
+    assert "invalid choice" in capsys.readouterr().out
+
+
+ACCURACY = Claim("C1", "", ("a", "b"), difference("mean"), 0.02, "accuracy")
+
+
+def test_an_answer_is_the_paired_t_test():
+    rng = random.Random(0)
+    a, b = [rng.gauss(0.6, 0.1) for _ in range(15)], [rng.gauss(0.5, 0.1) for _ in range(15)]
+    table = {"a": {i: {"mean": x} for i, x in enumerate(a)}, "b": {i: {"mean": x} for i, x in enumerate(b)}}
+    found, known = answer(ACCURACY, table), stats.ttest_rel(a, b)
+    assert found.p == pytest.approx(known.pvalue)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx(tuple(known.confidence_interval()))
+
+
+def test_pairs_are_of_the_seeds_that_both_have():
+    table = {"a": {0: {"mean": 1.0}, 1: {"mean": 2.0}, 2: {"mean": 9.0}}, "b": {0: {"mean": 0.0}, 1: {"mean": 0.5}}}
+    assert (answer(ACCURACY, table).seeds, answer(ACCURACY, table).mean) == (2, 1.25)
+    assert answer(ACCURACY, {"a": table["a"]}) is None
+
+
+def test_holm_is_the_textbooks():
+    ps = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}
+    assert holm(ps, 4) == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({"a": 0.01}, 7) == pytest.approx({"a": 0.07})
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "p", "told"),
+    [
+        (0.05, 0.02, 0.01, "holds"),
+        (0.05, 0.02, 0.20, "undecided"),  # Holm took it away
+        (0.01, 0.05, 0.90, "undecided"),
+        (0.00, 0.01, 0.90, "does not hold"),
+        (-0.05, 0.02, 0.01, "does not hold"),
+    ],
+)
+def test_verdicts(mean, half, p, told):
+    assert verdict([Answer(ACCURACY, 15, mean, half, p)], p) == told
+
+
+def test_a_claim_of_two_parts_holds_only_if_both_do():
+    good, bad = Answer(ACCURACY, 15, 0.05, 0.01, 0.001), Answer(ACCURACY, 15, -0.05, 0.01, 0.001)
+    assert verdict([good, good], 0.001) == "holds" and verdict([good, bad], 0.001) == "does not hold"
+
+
+def test_hard_more_than_easy_by_hand():
+    one = dict(zip(claims.LEVELS, (0.5, 0.5, 0.9, 0.6, 0.4), strict=True))
+    other = dict(zip(claims.LEVELS, (0.4, 0.5, 0.0, 0.3, 0.3), strict=True))
+    assert claims.hard_more_than_easy(one, other) == pytest.approx((0.3 + 0.1 - 0.1 - 0.0) / 2)
+
+
+@pytest.mark.parametrize("text", ["", "nonsense\n", "stage,label,method,seed,mean\nmain,grpo,grpo,x,1\n"])
+def test_a_damaged_table_is_one_line(tmp_path, capsys, text):
+    path = tmp_path / "runs.csv"
+    path.write_text(text)
+    with pytest.raises(SystemExit):
+        claims.main(["--runs", str(path)])
+    assert capsys.readouterr().err.count("\n") == 1
