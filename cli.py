@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -16,6 +17,20 @@ def fail(message: str) -> NoReturn:
     """Ends the program with one line on stderr and exit status 2: what is wrong, and what to do."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
+
+
+def first_line(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
+
+
+@contextmanager
+def one_line(what: str, *errors: type[Exception]) -> Iterator[None]:
+    """Ends the program with one line, `what` and the error's first, if one of these errors comes out of the block."""
+    try:
+        yield
+    except errors as error:
+        fail(f"{what}: {first_line(error)}")
 
 
 def need(module: str, what: str) -> ModuleType:

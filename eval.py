@@ -42,8 +42,9 @@ import policy as policies
 import responses
 import rollout
 import scoring
+import worker
 from accuracy import Answers, pass_at, summarise
-from cli import Parser, fail, progress
+from cli import Parser, fail, one_line, progress
 from policy import Policy
 from tasks import Problem
 
@@ -205,7 +206,8 @@ def find_model(name: str) -> str | None:
     """What policy.load takes. A name that can only be a missing folder ends here, not in a traceback of the hub's."""
     if name == "warm_start":
         return None
-    where = policies.resolve(name)
+    with one_line(f"--model {name} cannot be read", OSError):
+        where = policies.resolve(name)
     if not Path(where).exists() and Path(where).parent.is_dir():
         fail(f"--model {name}: there is no such folder (and a hub id has the form owner/name)")
     return where
@@ -218,10 +220,10 @@ def place_output(args: argparse.Namespace) -> Path | None:
     only_built_in = benchmarks.BUILT_IN.keys() >= set(args.benchmarks.split(","))
     usual = run / ("eval.json" if only_built_in else "benchmarks.json")
     out = Path(args.out) if args.out else usual if is_run else None
-    if out and out.is_dir():
-        fail(f"--out {out} is a folder: name a file in it")
     if out:
         try:
+            if out.is_dir():
+                fail(f"--out {out} is a folder: name a file in it")
             out.parent.mkdir(parents=True, exist_ok=True)
             Path(f"{out}.partial").touch()
             Path(f"{out}.partial").unlink()
@@ -318,6 +320,8 @@ def main(argv: list[str] | None = None) -> None:
             path = out and out.with_name(f"{out.stem}.{name}.jsonl")
             results[name] = evaluate_sampled(policy, asked, settings, path, args.overwrite)
             part = {"settings": settings, "skipped": skipped, **asdict(results[name])}
+        if slow := worker.take_timeouts():  # of those that were checked now
+            print(f"{name}: {slow} answers took the verifier over {worker.LIMIT:g} s: wrong", file=sys.stderr)
         parts[name] = {"seconds": round(time.perf_counter() - begin, 2), **part}
     show(args, results)
     if out:

@@ -14,6 +14,7 @@ import judge
 import policy as policies
 import scoring
 import tasks
+import worker
 from anchors import Anchor
 from cli import fail
 from dagrpo import Recipe
@@ -43,6 +44,8 @@ def prepare_anchors(
     keep_wrong = args.keep_wrong_anchors or args.anchor_flaw == "answer"
     shown = controls.flawed(pool, args.anchor_flaw) if args.anchor_flaw else pool  # the scorer's reference stays
     prepared, fates = anchoring.prepare(tokens_only, shown, args.max_new_tokens, keep_wrong)
+    if slow := worker.take_timeouts():  # of the demonstrations, not of the first step
+        print(f"{slow} demonstrations' answers took the verifier over {worker.LIMIT:g} s: wrong", file=sys.stderr)
     if fates["too long"] and (not args.data or not fates["usable"]):  # a mistake in the flags
         longest = max(len(tokens_only.encode_response(p.demo)) for p in pool)
         fail(

@@ -21,13 +21,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
 
 import policy as policies
-from cli import fail
+from cli import fail, first_line, one_line
 from policy import Policy
 
 FILES = ("config.json", "metrics.csv", "rollouts.jsonl", "nonfinite.jsonl")
@@ -51,8 +52,8 @@ def claim(out: Path, resume: bool, overwrite: bool) -> bool:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         fail(f"--out {out}: the folder cannot be made ({error.strerror}); choose another one")
-    if not os.access(out, os.W_OK):
-        fail(f"--out {out}: no permission to write there; choose another one")
+    if not os.access(out, os.R_OK | os.W_OK | os.X_OK):
+        fail(f"--out {out}: no permission to read and write there; choose another one")
     holds_run = any((out / name).exists() for name in (*FILES, *FOLDERS))
     if holds_run and not resume and not overwrite:
         fail(f"--out {out} already holds a run: --resume goes on with it, --overwrite replaces it")
@@ -61,7 +62,8 @@ def claim(out: Path, resume: bool, overwrite: bool) -> bool:
 
 def lock(out: Path) -> IO[str]:
     """Keeps other processes out of the folder for as long as the file that it returns stays open, or this one lives."""
-    file = (out / ".lock").open("w")
+    with one_line(f"--out {out}: its .lock cannot be written", OSError):
+        file = (out / ".lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -138,14 +140,11 @@ def save_checkpoint(out: Path, policy: Policy, trainer: dict[str, Any], keep: in
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def first_line(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
-
-
 def load_trainer(checkpoint: Path) -> dict[str, Any]:
     """What save_checkpoint was given; sets the random states. Tensors and plain values only, no pickled code."""
-    trainer = torch.load(checkpoint / "trainer.pt", weights_only=True)
+    path = checkpoint / "trainer.pt"
+    with one_line(f"{path} cannot be read", OSError, RuntimeError, EOFError, UnpicklingError):
+        trainer = torch.load(path, weights_only=True)
     set_random_state(trainer["random"])
     return trainer
 
@@ -162,7 +161,12 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def cut_back(out: Path, step: int) -> None:
-    """Drops what metrics.csv and rollouts.jsonl say of steps after `step`, half-written last lines included."""
+    """Drops what metrics.csv and rollouts.jsonl say of steps after `step`, half-written last lines included.
+
+    Of the folders that a kill has left beside `checkpoint` none is needed any more.
+    """
+    for name in FOLDERS[1:]:
+        shutil.rmtree(out / name, ignore_errors=True)
 
     def csv_step(line: str) -> int:
         return int(line.split(",", 1)[0])
@@ -206,14 +210,27 @@ def usage() -> dict[str, float]:
 
 
 def append_metrics(out: Path, row: dict[str, Any]) -> None:
-    """Adds a step to metrics.csv, and what the process takes up; None becomes an empty cell."""
+    """Adds a step to metrics.csv, and what the process takes up; None becomes an empty cell.
+
+    A run that goes on with other figures (--insist on another scorer, another version) gets further columns.
+    """
     path, row = out / "metrics.csv", row | usage()
-    new = not path.exists() or path.stat().st_size == 0
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, row, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow({name: f"{x:.6g}" if isinstance(x, float) else x for name, x in row.items()})
+    with path.open("a+", newline="", encoding="utf-8") as file:
+        file.seek(0)
+        header = next(csv.reader(file), [])
+        earlier = [] if header and set(header) >= set(row) else list(csv.DictReader(file, header))
+    columns = list(dict.fromkeys([*header, *row]))
+    row = {name: f"{x:.6g}" if isinstance(x, float) else x for name, x in row.items()}
+    if columns == header:
+        with path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, columns, lineterminator="\n").writerow(row)
+        return
+    aside = path.with_name(path.name + ".partial")
+    with aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*earlier, row])
+    aside.replace(path)
 
 
 def append_rollouts(out: Path, records: Iterable[dict[str, Any]], name: str = "rollouts.jsonl") -> None:

@@ -37,6 +37,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 import anchors as anchoring
@@ -50,7 +51,7 @@ import rollout
 import runfolder
 import scoring
 from anchors import Anchor
-from cli import fail, progress
+from cli import fail, first_line, one_line, progress
 from dagrpo import Recipe
 from groups import Groups, mean_over, measure, percent, records, show
 from policy import Policy
@@ -385,18 +386,22 @@ def main(argv: list[str] | None = None) -> None:
     if going_on and not args.insist and (differ := runfolder.changed(out, vars(args))):
         fail(f"--resume: this would be another run: {'; '.join(differ)}. Take the same flags, or --insist")
     with runfolder.lock(out):
-        tokens_only = Policy(None, policies.load_tokenizer(args.init_from or args.model))  # before a warm start
+        checkpoint = runfolder.find_checkpoint(out) if going_on else None
+        begin = f"{checkpoint or args.init_from or args.model or 'the warm start'} cannot be loaded"
+        with one_line(begin, OSError, ValueError, SafetensorError):
+            tokens_only = Policy(None, policies.load_tokenizer(args.init_from or args.model))  # before a warm start
         pool = prepare.load_problems(args)
         prepared, fates = prepare.prepare_anchors(args, recipe, pool, tokens_only)
         scorer, judged = prepare.make_scorer(args, recipe)
-        run = start(args, recipe, runfolder.find_checkpoint(out) if going_on else None)
+        with one_line(begin, OSError, ValueError, SafetensorError):
+            run = start(args, recipe, checkpoint)
         pool, prepared = prepare.fitting(run.policy, pool, prepared, args.max_new_tokens, sft=recipe is None)
         run.scorer, run.judged, run.levels = scorer, judged, tuple(dict.fromkeys(problem.level for problem in pool))
         try:
             begin_folder(run, going_on, fates, len(pool))
             train(run, pool, prepared)
         except OSError as error:
-            fail(f"--out {out}: {runfolder.first_line(error)}. Make room, or allow writing. {how_to_go_on(run)}")
+            fail(f"--out {out}: {first_line(error)}. Make room, or allow writing. {how_to_go_on(run)}")
     print(f"done: {out} holds the run. Next: python eval.py --model {out}; python -m analysis.curves {out}")
 
 

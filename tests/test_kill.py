@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import runfolder
 from analysis.table import read_run
 
 pytestmark = pytest.mark.extra
@@ -22,14 +23,19 @@ torch.set_num_threads(1)
 scoring.verify = lambda response, answer: len(response) % 2 == 0
 train.main()
 """
-TIMES = ("rollout_seconds", "train_seconds")
+# every touch of a file beside the checkpoint takes a moment longer, so that a kill finds the writing half done
+SLOW = """
+import sys, time
+watched = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
+sys.addaudithook(lambda event, args: event in watched and "checkpoint" in str(args[0]) and time.sleep(0.02))
+"""
 
 
-def launch(folder, out, *flags, largest_file=None):
-    """`largest_file`: bytes; writing more fails as on a full disk."""
+def launch(folder, out, *flags, largest_file=None, slow=False):
+    """`largest_file`: bytes; writing more fails as on a full disk. `slow`: where it writes checkpoints."""
     small = ["--batch-prompts", "4", "--group-size", "4", "--max-new-tokens", "44", "--save-every", "2"]
     argv = ["--method", "dagrpo", "--steps", str(STEPS), "--model", str(folder), "--out", str(out), "--show-every", "0"]
-    command = [sys.executable, "-c", COMMAND, *argv, *small, *flags]
+    command = [sys.executable, "-c", SLOW * slow + COMMAND, *argv, *small, *flags]
 
     def limit():
         if largest_file:
@@ -56,8 +62,8 @@ def wait_for_step(process, out, step):
 def result(out):
     rows = read_run(out).rows
     for row in rows.values():
-        for name in TIMES:
-            row.pop(name)
+        for name in runfolder.MACHINE:
+            row.pop(name, None)
     return rows, (out / "rollouts.jsonl").read_text(), (out / "checkpoint/model/model.safetensors").read_bytes()
 
 
@@ -78,6 +84,32 @@ def test_a_run_killed_at_random_moments_ends_as_the_uninterrupted_one(tiny_folde
     finish(launch(tiny_folder, out, "--resume"))
     assert len(whole[0]) == STEPS
     assert result(out) == whole
+
+
+def test_a_run_killed_while_it_writes_its_checkpoint_ends_as_the_uninterrupted_one(tiny_folder, tmp_path, whole):
+    """Kills aimed at the writing, from the first file of the folder aside to the last rename."""
+    out, rng, left = tmp_path / "run", random.Random(0), []
+    for kill in range(16):
+        process = launch(tiny_folder, out, "--resume", slow=True)
+        before = runfolder.find_checkpoint(out) and (out / "checkpoint" / "step").read_text()
+        while not (out / "checkpoint.partial").exists() or process.poll() is not None:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.001)
+        time.sleep(0.5 * (kill + rng.random()) / 16)
+        process.kill()
+        process.communicate()
+        names = [str(path.relative_to(out)) for path in out.rglob("*") if path.parts[len(out.parts)] != "checkpoint"]
+        left.append(sorted(name for name in names if name.startswith("checkpoint")))
+        found = runfolder.find_checkpoint(out)
+        assert found or before is None
+        assert before is None or int((found / "step").read_text()) in (int(before), int(before) + 2)
+    print(*map(len, left))
+    finish(launch(tiny_folder, out, "--resume"))
+    assert result(out) == whole
+    expected = {".lock", "config.json", "metrics.csv", "rollouts.jsonl", "checkpoint"}
+    assert {path.name for path in out.iterdir()} == expected, "nothing is left aside"
+    assert len({tuple(names) for names in left}) >= 6, "the kills have found the writing at different places"
+    assert sum(any("partial" in name for name in names) for names in left) >= 6, "and within it"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

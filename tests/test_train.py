@@ -13,8 +13,6 @@ import scoring
 import tasks
 import train
 
-TIME_COLUMNS = ("rollout_seconds", "train_seconds")
-
 
 @pytest.fixture(autouse=True)
 def some_are_right(monkeypatch):
@@ -23,7 +21,7 @@ def some_are_right(monkeypatch):
 
 
 def run(folder, out, *flags, method="dagrpo", steps=2):
-    """A short run; returns its metrics rows, time columns left out."""
+    """A short run; returns its metrics rows, those that tell of the machine left out."""
     small = ["--batch-prompts", "4", "--group-size", "4", "--max-new-tokens", "44", "--lr", "1e-3", "--show-every", "0"]
     train.main(["--method", method, "--steps", str(steps), "--out", str(out), "--model", str(folder), *small, *flags])
     return metrics(out)
@@ -32,7 +30,7 @@ def run(folder, out, *flags, method="dagrpo", steps=2):
 def metrics(out):
     with (out / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if k not in TIME_COLUMNS} for row in rows]
+    return [{k: v for k, v in row.items() if k not in runfolder.MACHINE} for row in rows]
 
 
 def groups_of(out):

@@ -1,0 +1,394 @@
+"""analysis.conflict: closed forms, gradients against autograd and the loss, statistics, files, bad input."""
+
+import math
+from argparse import Namespace
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+import anchors as anchoring
+import dagrpo
+import rollout
+import tasks
+from analysis import conflict
+from analysis.conflict import Group, Point, Response, cosines, net_share, plane, random_mask, sides_cosine
+
+ALL = np.array([True, True])
+UP_DOWN = np.array([0.5, -0.5])
+
+
+def products(*vectors):
+    return conflict.gram(torch.tensor(vectors, dtype=torch.float32))
+
+
+def make_group(vectors, A, S, keep=None, shared=None, level="1", anchor=None, texts=None):
+    n = len(A)
+    keep = np.ones(n, dtype=bool) if keep is None else np.array(keep)
+    anchor = np.zeros(n, dtype=bool) if anchor is None else np.array(anchor)
+    shared = np.eye(n) if shared is None else np.array(shared)
+    texts = texts or [f"#{i}" for i in range(n)]
+    return Group(level, "1+1=", texts, products(*vectors), shared, np.array(S), np.array(A), keep, anchor)
+
+
+def one_error(capsys, *argv):
+    with pytest.raises(SystemExit) as stop:
+        conflict.main([str(arg) for arg in argv])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("\n") == 1 and err.startswith("error: ")
+    return err
+
+
+# ---------------------------------------------------------------------------------------- closed forms
+
+
+@pytest.mark.parametrize(
+    ("vectors", "A", "keep", "share"),
+    [
+        (([3.0, 4.0], [3.0, 4.0]), UP_DOWN, ALL, 0.0),  # equal responses, opposite advantages: all is lost
+        (([1.0, 0.0], [0.0, 1.0]), UP_DOWN, ALL, 1 / math.sqrt(2)),
+        (([1.0, 0.0], [-1.0, 0.0]), UP_DOWN, ALL, 1.0),  # opposite gradients: the pushes agree
+        (([1.0, 0.0], [1.0, 0.0]), np.array([0.75, -0.25]), ALL, 0.5),
+        (([1.0, 0.0], [1.0, 0.0]), UP_DOWN, np.array([True, False]), 1.0),  # one side alone has nothing to cancel
+    ],
+)
+def test_net_share_of_two_responses(vectors, A, keep, share):
+    assert net_share(products(*vectors), A, keep) == pytest.approx(share, abs=1e-6)
+
+
+def test_net_share_counts_cancelling_between_the_sides_only():
+    vectors = ([1.0, 0.0], [-1.0, 0.5], [0.0, 1.0], [0.0, 1.0])
+    A = np.array([0.5, 0.5, -0.5, -0.5])
+    up, down = 0.5 * np.array([0.0, 0.5]), -0.5 * np.array([0.0, 2.0])
+    expected = np.linalg.norm(up + down) / (np.linalg.norm(up) + np.linalg.norm(down))
+    assert net_share(products(*vectors), A, np.full(4, True)) == pytest.approx(expected)
+
+
+def test_nothing_kept_is_not_a_number():
+    nothing = np.array([False, False])
+    assert math.isnan(net_share(np.eye(2), UP_DOWN, nothing)) and math.isnan(sides_cosine(np.eye(2), UP_DOWN, nothing))
+
+
+def test_sides_pull_against_each_other_where_gradients_are_alike():
+    assert sides_cosine(products([1.0, 1.0], [2.0, 2.0]), UP_DOWN, ALL) == pytest.approx(-1)
+    assert sides_cosine(products([1.0, 1.0], [-2.0, -2.0]), UP_DOWN, ALL) == pytest.approx(1)
+
+
+def test_weighted_cosine_of_a_positive_and_a_negative_is_minus_the_unweighted():
+    gram = products([1.0, 2.0], [2.0, 1.0], [0.0, 0.0])
+    plain, weighted = cosines(gram), cosines(gram, np.array([0.7, -0.3, 1.0]))
+    assert plain[0, 1] == pytest.approx(0.8) and weighted[0, 1] == pytest.approx(-0.8)
+    assert np.isnan(plain[2]).all()  # a zero vector has no direction
+
+
+vectors = st.lists(st.lists(st.integers(-9, 9).map(float), min_size=3, max_size=3), min_size=2, max_size=6)
+
+
+@settings(deadline=None, max_examples=100)
+@given(vectors, st.data())
+def test_net_share_does_not_depend_on_order_or_scale_and_is_a_share(rows, data):
+    n = len(rows)
+    A = np.array(data.draw(st.lists(st.sampled_from([-0.5, -0.25, 0.25, 0.75]), min_size=n, max_size=n)))
+    keep = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    order, gram = data.draw(st.permutations(range(n))), products(*rows)
+    share = net_share(gram, A, keep)
+    moved = net_share(gram[np.ix_(order, order)], A[order], keep[order])
+    assert moved == pytest.approx(share, abs=1e-6, nan_ok=True)
+    assert net_share(9 * gram, 3 * A, keep) == pytest.approx(share, abs=1e-6, nan_ok=True)
+    assert math.isnan(share) or -1e-9 <= share <= 1 + 1e-9
+
+
+def test_plane_holds_flat_vectors_as_they_are():
+    rows = np.array([[3.0, 0.0, 0.0], [-1.0, 2.0, 0.0], [0.5, 0.5, 0.0], [0.0, -1.0, 0.0]])
+    points, inside = plane(products(*rows.tolist()))
+    assert inside == pytest.approx(1) and points @ points.T == pytest.approx(rows @ rows.T, abs=1e-6)
+    _, inside = plane(np.eye(4))
+    assert inside == pytest.approx(0.5)
+
+
+def test_random_mask_keeps_as_many_of_each_side():
+    A, keep = np.array([0.5, 0.5, 0.5, -0.3, -0.3, -0.3]), np.array([True, True, False, True, False, False])
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(100):
+        mask = random_mask(A, keep, rng)
+        assert mask[:3].sum() == 2 and mask[3:].sum() == 1
+        seen.add(tuple(mask))
+    assert len(seen) == 9  # every such mask comes up
+
+
+# ---------------------------------------------------------------------------------------- gradients
+
+
+@pytest.fixture
+def sampled(tiny, problems):
+    """Two groups of three: different lengths, and a response that occurs twice."""
+    rollouts = rollout.sample_groups(tiny, problems[:2], [3, 3], max_new_tokens=10)
+    rows = torch.tensor([0, 1, 0, 3, 4, 5])
+    return rollouts.select(rows)
+
+
+def slow_gradient(policy, rollouts, row, weight):
+    """The row alone, no padding, no cache: one log-prob after the other."""
+    prompt = rollouts.prompt_ids[rollouts.group[row]][rollouts.prompt_mask[rollouts.group[row]]]
+    response = rollouts.tokens[row][rollouts.mask[row]]
+    logits = policy.model(input_ids=torch.cat([prompt, response])[None]).logits[0]
+    total = 0.0
+    for t, token in enumerate(response.tolist()):
+        total = total + weight[row, t] * logits[len(prompt) - 1 + t].log_softmax(-1)[token]
+    policy.model.zero_grad()
+    total.backward()
+    found = torch.cat([p.grad.flatten() for p in policy.model.parameters()])
+    policy.model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("divisor", ["constant", "sequence", "tokens"])
+def test_gradients_are_those_of_each_row_alone(tiny, sampled, divisor):
+    weight = dagrpo.divisor_weights(sampled.mask, divisor, 10)
+    found = conflict.response_gradients(tiny, sampled, torch.arange(6), weight)
+    for row in range(6):
+        assert_close(found[row], slow_gradient(tiny, sampled, row, weight), rtol=1e-3, atol=1e-6)
+    assert torch.equal(found[0], found[2]) and found[0].abs().max() > 0
+
+
+def test_equal_responses_in_different_groups_are_different_rows(tiny, sampled):
+    same = sampled.tokens.clone()
+    same[3], mask = same[0], sampled.mask.clone()
+    mask[3] = mask[0]
+    changed = replace(sampled, tokens=same, mask=mask)
+    found = conflict.response_gradients(tiny, changed, torch.tensor([0, 3]), mask.float())
+    assert not torch.allclose(found[0], found[1])
+
+
+@pytest.mark.parametrize("method", ["dr_grpo", "grpo"])
+def test_weighted_gradients_add_up_to_that_of_the_loss(tiny, sampled, method):
+    recipe, A = dagrpo.METHODS[method], torch.tensor([[0.5, -0.25, -0.25], [0.6, -0.3, -0.3]])
+    keep = torch.tensor([[True, True, False], [False, True, True]])
+    update = dagrpo.build_update(recipe, A, keep, sampled.tokens, sampled.mask, sampled.logp, sampled.entropy,
+                                 sampled.is_anchor, 10)  # fmt: skip
+    logp, _ = rollout.token_logprobs(tiny, sampled, torch.arange(6))
+    update = replace(update, logp_old=logp.detach())
+    parts = torch.autograd.grad(dagrpo.policy_loss(logp, update, recipe), list(tiny.model.parameters()))
+    found = conflict.response_gradients(tiny, sampled, torch.arange(6), update.weight)
+    assert_close((A * keep).flatten() @ found, -torch.cat([p.flatten() for p in parts]), rtol=1e-3, atol=1e-6)
+
+
+def test_gram_in_parts_is_gram(monkeypatch):
+    vectors = torch.randn(4, 70)
+    assert_close(torch.tensor(conflict.gram(vectors)), (vectors @ vectors.T).double(), rtol=1e-5, atol=1e-5)
+
+
+def test_shared_text_of_pairs():
+    tokens = torch.tensor([[1, 2, 3, 0], [1, 2, 4, 3], [5, 2, 3, 0]])
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0]]).bool()
+    shared = conflict.shared_text(tokens, mask)
+    assert shared[0].tolist() == pytest.approx([1, 4 / 7, 0]) and shared[1, 2] == 0
+
+
+def settings_of(**changes):
+    flags = {"group_size": 3, "max_new_tokens": 24, "batch_prompts": 2, "temperature": 1.0, "delta": 3.0}
+    return Namespace(**(flags | {"divisor": "constant", "problems": 2, "seeds": 1, "data": None} | changes))
+
+
+def test_groups_and_batches_are_those_of_the_same_gradients(tiny, monkeypatch):
+    """The batch's net share from its 6 sums equals that of all its terms at once."""
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]])  # the second group has signal by its anchor
+    monkeypatch.setattr(conflict.scoring, "rewards", lambda rollouts: rewards)
+    some, args = tasks.arithmetic("train", 2, levels={"1": tasks.LEVELS["1"]}), settings_of()
+    measured = conflict.measure(tiny, some, args, np.random.default_rng(0))
+    assert [len(measured.groups[setup]) for setup in (conflict.ROLLOUTS, conflict.MIXED)] == [1, 2]
+    alone = measured.groups[conflict.ROLLOUTS][0]
+    assert measured.batches[conflict.ROLLOUTS][0][0] == pytest.approx(
+        net_share(alone.gram, alone.A, np.full(3, True)), abs=1e-4
+    )
+    torch.manual_seed(0)
+    mixed = measured.groups[conflict.MIXED][0]
+    assert mixed.is_anchor.tolist() == [False, False, True] and mixed.texts[2] == some[0].demo
+    assert pytest.approx([1 / 3, -2 / 3, 1 / 3]) == mixed.A
+
+
+def test_a_batch_sums_its_groups_before_it_takes_the_share(tiny, monkeypatch):
+    monkeypatch.setattr(
+        conflict.scoring, "rewards", lambda r: torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 1.0]])
+    )
+    some, args = tasks.arithmetic("train", 2, levels={"1": tasks.LEVELS["1"]}), settings_of()
+    prepared, _ = anchoring.prepare(tiny, some, 24)
+    torch.manual_seed(5)
+    found = conflict.measure(tiny, some, args, np.random.default_rng(0)).batches[conflict.ROLLOUTS][0][0]
+    torch.manual_seed(5)
+    rollouts = anchoring.mix(tiny, rollout.sample_groups(tiny, some, [3, 3], 24), prepared, 4)
+    rows = torch.tensor([0, 1, 2, 4, 5, 6])
+    gradients = conflict.response_gradients(tiny, rollouts, rows, rollouts.mask.float())
+    A = torch.tensor([2.0, -1.0, -1.0, -1.0, 2.0, -1.0])
+    up, down = (A.clamp(min=0) @ gradients), (A.clamp(max=0) @ gradients)
+    assert found == pytest.approx(((up + down).norm() / (up.norm() + down.norm())).item(), abs=1e-4)
+
+
+# ---------------------------------------------------------------------------------------- statistics
+
+
+def test_pairs_are_every_positive_with_every_negative():
+    shared = np.arange(16).reshape(4, 4) / 16
+    group = make_group([[1.0, 0], [0, 1.0], [1.0, 0], [1.0, 1]], [0.5, -0.5, 0.5, -0.5], [10, 1, 4.5, 3], shared=shared)
+    found = {tuple(row) for row in conflict.pairs(group).round(3).tolist()}
+    half = round(math.sqrt(0.5), 3)
+    assert found == {(9, 0.062, 0), (7, 0.188, half), (3.5, 0.562, 0), (1.5, 0.688, half)}
+
+
+def test_binned_means():
+    x, y = np.array([0.0, 0.9, 1.0, 2.0, 3.0]), np.array([1.0, 3.0, 5.0, 7.0, 9.0])
+    assert conflict.binned(x, y, (0, 1, 2, 2.5, 3)) == pytest.approx([2, 5, 7, 9])
+    assert math.isnan(conflict.binned(x[:2], y[:2], (0, 1, 2))[1])
+
+
+def test_bootstrap_of_a_mean_has_the_width_of_the_normal_interval():
+    values = np.random.default_rng(1).normal(size=400)
+    found, low, high = conflict.bootstrap(lambda i: [values[i].mean()], 400, np.random.default_rng(0), draws=2000)
+    assert found[0] == pytest.approx(values.mean()) and (high - low)[0] == pytest.approx(2 * 1.96 / 20, rel=0.15)
+
+
+def test_bootstrap_takes_whole_groups_not_pairs():
+    """Sixteen equal pairs of one group are not sixteen observations: the interval must not shrink."""
+    few = [make_group([[1.0, 0], [c, 1 - c]], [0.5, -0.5], [10, 10 - 9 * c]) for c in (0.0, 0.3, 0.5, 0.7, 1.0)]
+    many = [
+        Group(*g[:3], *(np.kron(np.ones((4, 4)), g.gram), np.ones((8, 8))), *(np.tile(x, 4) for x in g[5:]))
+        for g in few
+    ]
+    spans = []
+    for groups in (few, many):
+        points = conflict.pair_points("m", "1", groups, np.random.default_rng(0))
+        spans.append([(p.mean, p.low, p.high) for p in points if p.name == "score gap"])
+    assert np.array(spans[0]) == pytest.approx(np.array(spans[1]), abs=0.15)
+
+
+def test_c7_is_negative_where_close_scores_go_with_like_gradients():
+    groups = [make_group([[1.0, 0], [c, 1 - c]], [0.5, -0.5], [10, 10 - 9 * (1 - c)]) for c in np.linspace(0, 1, 12)]
+    points = conflict.summarise("m", conflict.Measured({conflict.ROLLOUTS: groups}, {conflict.ROLLOUTS: []}),
+                                np.random.default_rng(0))  # fmt: skip
+    gap = next(p for p in points if p.name == "score gap")
+    assert gap.mean == pytest.approx(-1) and gap.high <= -0.9 and gap.n == 12
+
+
+def test_bins_count_their_groups_and_need_five():
+    groups = [make_group([[1.0, 0], [0, 1.0]], [0.5, -0.5], [10, 1]) for _ in range(6)]
+    groups += [make_group([[1.0, 0], [0, 1.0]], [0.5, -0.5], [4.5, 1]) for _ in range(4)]
+    points = conflict.pair_points("m", "all", groups, np.random.default_rng(0))
+    assert [(p.x, p.n) for p in points if p.panel == "gap"] == [(9, 6)]
+
+
+def test_net_points_compare_the_same_groups():
+    alike = make_group([[1.0, 0], [1.0, 0], [0, 1.0]], [0.6, -0.3, -0.3], [10, 9, 1], keep=[True, False, True])
+    points = conflict.net_points("m", conflict.ROLLOUTS, "all", [alike] * 3, np.random.default_rng(0))
+    found = {p.name: p for p in points if p.panel != "sides"}
+    before, after = net_share(alike.gram, alike.A, np.full(3, True)), net_share(alike.gram, alike.A, alike.keep)
+    assert found["none"].mean == pytest.approx(before) and found["Eq. 8-9"].mean == pytest.approx(after)
+    assert found["Eq. 8-9 minus none"].mean == pytest.approx(after - before) and after > before
+    assert found["both sides kept"].mean == 1 and found["nothing kept"].mean == 0
+
+
+def test_examples_are_an_easy_a_mixed_and_a_hard_group():
+    def group(right, level, masked=False, anchor=False):
+        R = np.array([1.0] * right + [0.0] * (8 - right))
+        keep = np.full(8, True)
+        keep[0] = not masked
+        return make_group([[1.0, 0]] * 8, R - R.mean(), [10.0] * 8, keep, None, level, [anchor] + [False] * 7)
+
+    on = [group(6, "1"), group(7, "2", masked=True), group(4, "3"), group(1, "5")]
+    mixed = [group(1, "4", anchor=True), group(1, "5", anchor=True), group(2, "5", anchor=True)]
+    found = conflict.examples({conflict.ROLLOUTS: on, conflict.MIXED: mixed})
+    assert found["easy"] is on[1] and found["mixed"] is on[2] and found["hard, with anchor"] is mixed[1]
+    assert set(conflict.examples({conflict.ROLLOUTS: on[:1], conflict.MIXED: []})) == {"easy"}
+
+
+# ---------------------------------------------------------------------------------------- files
+
+
+def test_csv_round_trip(tmp_path):
+    points = [Point("gap", "a, b", "rollouts", "all", "cosine", 1.5, 0.25, -0.5, 0.5, 7)]
+    points += [Point("net", 'q"q', "with anchor", "1", "none", None, 1e-9, 0.0, 1.0, 8)]
+    conflict.write_rows(points, tmp_path / "p.csv")
+    assert conflict.read_rows(Point, tmp_path / "p.csv") == points
+    rows = [Response("easy", "m", "1", "1+1=\n", text, 4.5, -0.25, False, True, "1 2") for text in ("#1,", "")]
+    conflict.write_rows(rows, tmp_path / "r.csv")
+    assert conflict.read_rows(Response, tmp_path / "r.csv") == rows
+
+
+def test_command_writes_figures_that_redraw_from_the_csv(tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(conflict, "DRAWS", 20)
+    monkeypatch.setattr(conflict.bootstrap, "__defaults__", (20,))
+    levels = {name: tasks.LEVELS[name] for name in ("1", "2")}
+    monkeypatch.setattr(conflict.tasks.arithmetic, "__defaults__", (0, levels))
+    out, again = tmp_path / "out", tmp_path / "again"
+    flags = ["--problems", "3", "--seeds", "1", "--group-size", "4", "--max-new-tokens", "24", "--batch-prompts", "3"]
+    conflict.main(["--model", str(tiny_folder), *flags, "--out", str(out)])
+    assert "C7" in capsys.readouterr().out
+    conflict.main(["--from-csv", str(out / "conflict.csv"), "--out", str(again)])
+    for name in ("conflict.png", "groups.png"):
+        assert (out / name).read_bytes() == (again / name).read_bytes()
+    written = (out / "conflict.txt").read_text()
+    assert "sampling seeds 0" in written and "--problems 3" in written and f"--from-csv {out}" in written
+
+
+def figure_points():
+    rows = [("gap", "cosine", x) for x in (1.0, 4.0)] + [("text", "cosine", x) for x in (0.0, 0.5)]
+    points = [Point(panel, m, "rollouts", "all", name, x, 0.5, 0.4, 0.7, 9)
+              for m in ("warm_start", "a, step 1", "a, step 2") for panel, name, x in rows]  # fmt: skip
+    return points + [Point("net", m, setup, "all", mask, None, 0.6, 0.5, 0.8, 9)
+                     for m in ("warm_start", "a, step 1", "a, step 2") for setup in conflict.NET_PANELS
+                     for mask in conflict.MASKS]  # fmt: skip
+
+
+def test_the_figure_draws_the_last_step_of_a_method_and_every_policy():
+    figure = conflict.draw(figure_points())
+    gap, net = figure.axes[0], figure.axes[1]
+    assert [text.get_text() for text in gap.get_legend().get_texts()] == ["warm_start", "a, step 2"]
+    assert [text.get_text() for text in net.get_xticklabels()] == ["warm_start", "a\nstep 1", "a\nstep 2"]
+    assert len(net.containers) == 3 and net.containers[0].lines[0].get_ydata().tolist() == [0.6] * 3
+
+
+def test_masked_responses_are_hatched_and_hollow():
+    group = make_group([[1.0, 0.2], [0.5, 1], [0.1, -1]], [0.6, -0.3, -0.3], [10, 9, 1], keep=[True, False, True])
+    figure = conflict.draw_groups(conflict.responses("easy", "m", group))
+    assert len(figure.axes[0].patches) == 0 and len(figure.axes[1].patches) == 5  # a row and a column of three
+    faces = [line.get_markerfacecolor() for line in figure.axes[3].lines if line.get_marker() in "^v"]
+    assert [face == "white" for face in faces] == [False, True, False]
+    before, after = (float(word) for word in figure.axes[3].get_title().split() if word.startswith("0."))
+    assert before == pytest.approx(net_share(group.gram, group.A, np.full(3, True)), abs=0.006)
+    assert after == pytest.approx(net_share(group.gram, group.A, group.keep), abs=0.006)
+
+
+def test_labels_of_policies(tmp_path):
+    run = tmp_path / "run"
+    for name, step in (("checkpoint", "50"), ("checkpoint-25", "25")):
+        (run / name).mkdir(parents=True)
+        (run / name / "step").write_text(step)
+    (run / "config.json").write_text('{"method": "dagrpo"}')
+    assert conflict.label(str(run)) == "dagrpo, step 50"
+    assert conflict.label(str(run / "checkpoint-25")) == "dagrpo, step 25"
+    assert conflict.label("warm_start") == "warm_start" and conflict.label("hub/Some-1B") == "Some-1B"
+
+
+# ---------------------------------------------------------------------------------------- bad input
+
+
+def test_bad_input_is_one_line(tmp_path, capsys):
+    assert "--problems must be at least 1" in one_error(capsys, "--problems", 0)
+    assert "--group-size must be at least 2" in one_error(capsys, "--group-size", 1)
+    assert "--delta" in one_error(capsys, "--delta", -1)
+    assert "cannot be read" in one_error(capsys, "--from-csv", tmp_path / "no.csv")
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
+    assert "damaged" in one_error(capsys, "--from-csv", tmp_path / "bad.csv")
+    (tmp_path / "empty.csv").write_text("panel\n")
+    assert "nothing to draw" in one_error(capsys, "--from-csv", tmp_path / "empty.csv")
+    assert "holds no model" in one_error(capsys, "--model", tmp_path, "--out", tmp_path / "o")
+    (tmp_path / "file").write_text("")
+    assert "choose another folder" in one_error(capsys, "--out", tmp_path / "file" / "x")
+
+
+def test_no_usable_demonstration_is_one_line(tiny_folder, tmp_path, capsys):
+    err = one_error(capsys, "--model", tiny_folder, "--problems", 1, "--max-new-tokens", 2, "--out", tmp_path / "o")
+    assert "fits into --max-new-tokens 2" in err

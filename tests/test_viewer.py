@@ -1,0 +1,597 @@
+"""analysis.viewer: pushes, shared tokens and masks are dagrpo.py's, texts stay data, and bad input gets one line.
+
+The page itself is opened in headless Chromium (marked `extra`), through its DevTools pipe: no driver is needed.
+"""
+
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import time
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import dagrpo
+from analysis import viewer
+from dagrpo import METHODS
+
+ATTACK = (
+    "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> & \u2028 é {{csp}}"
+)
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+TOKENIZER = Tokenizer(models.BPE({c: i for i, c in enumerate([*ALPHABET, "<end>"])}, []))  # a token a byte
+TOKENIZER.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+TOKENIZER.decoder = decoders.ByteLevel()
+TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=TOKENIZER, eos_token="<end>")
+LIMIT = 40  # max_new_tokens
+
+
+def make_record(responses, R, S, step=1, group=0, method="dagrpo", anchor=True, logp=None, **texts):
+    tokens = [[*TOKENIZER.encode(text), TOKENIZER.eos_token_id] for text in responses]
+    A = dagrpo.group_advantages(torch.tensor([R]), METHODS[method].scale, METHODS[method].baseline)[0]
+    S = [math.nan if s is None else float(s) for s in S]
+    record = {
+        "step": step,
+        "group": group,
+        "level": "1",
+        "question": "q",
+        "answer": "a",
+        "demonstration": "d",
+        "responses": responses,
+        "tokens": tokens,
+        "logp": logp or [[-0.5 - t / 100 for t in range(len(row))] for row in tokens],
+        "R": R,
+        "S": [None if math.isnan(s) else s for s in S],
+        "A": A.tolist(),
+        "keep": dagrpo.rectification_mask(A[None], torch.tensor([S]))[0].tolist(),
+        "is_anchor": [anchor and i == len(R) - 1 for i in range(len(R))],
+    }
+    return record | texts
+
+
+def random_record(rng, step=1, group=0):
+    """Responses of few letters, so that much is shared; scores as a judge may give them, now and then none."""
+    G = rng.choice([2, 4, 8])
+    responses = ["".join(rng.choice("ab") for _ in range(rng.randint(1, 6))) for _ in range(G)]
+    S = [None if rng.random() < 0.03 else rng.randint(10, 100) / 10 for _ in range(G)]
+    R = [float(rng.random() < 0.5) for _ in range(G)]
+    return make_record(responses, R, S, step, group, anchor=rng.random() < 0.7)
+
+
+def write_run(folder, records, method="dagrpo", delta=3.0, tail=""):
+    (folder / "checkpoint" / "model").mkdir(parents=True)
+    TOKENIZER.save_pretrained(folder / "checkpoint" / "model")
+    (folder / "checkpoint" / "model" / "config.json").write_text('{"model_type": "llama"}')
+    config = {"method": method, "recipe": asdict(METHODS[method]), "delta": delta, "max_new_tokens": LIMIT}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "rollouts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + tail)
+    return folder
+
+
+def page_data(path):
+    html = path.read_text()
+    start = html.index('id="data">') + len('id="data">')
+    return json.loads(html[start : html.index("</script>", start)])
+
+
+def unpack(runs):
+    return [value for n, value in zip(runs[::2], runs[1::2], strict=True) for _ in range(n)]
+
+
+# ---------------------------------------------------------------------------------------- what Python writes
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_pushes_are_what_autograd_makes_of_a_mixed_batch_without_a_mask(name):
+    """Against the loss written out by hand, Eq. 4 and 13 and their neighbours at ratio 1, for each recipe."""
+    recipe, record = METHODS[name], make_record(["cbab", "ab", "b", "abb"], [1.0, 0.0, 0.0, 1.0], [9, 2, 3, 10])
+    A = dagrpo.group_advantages(torch.tensor([record["R"]]), recipe.scale, recipe.baseline)[0]
+    lengths = [len(row) for row in record["tokens"]]
+    divide = {"constant": [4 * LIMIT] * 4, "sequence": [4 * t for t in lengths], "tokens": [sum(lengths)] * 4}
+    for i, push in enumerate(viewer.unmasked_pushes(recipe, record, A, LIMIT)):
+        for t, value in enumerate(push.tolist()):
+            expected = A[i].item() / divide[recipe.divisor][i]
+            # GSPO alike: a token moves the ratio by 1/|o|, and the row has |o| terms of it
+            if recipe.conflict_tokens:  # from the start the "ab" of 1 and 3; from the end all "b<end>", "a" in 0 and 1
+                conflict = {0: {2, 3, 4}, 1: {0, 1, 2}, 2: {0, 1}, 3: {0, 1, 2, 3}}[i]
+                expected *= (2 if A[i] > 0 else 0) if t in conflict else 1
+            if recipe.anchor_ratio == "shaped" and record["is_anchor"][i]:
+                p = math.exp(record["logp"][i][t])
+                expected *= 0.1 * p / (p + 0.1) ** 2
+            assert value == pytest.approx(expected, rel=1e-4, abs=1e-9), (i, t)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_unmasked_pushes_times_the_mask_are_the_gradient_of_the_masked_loss(name):
+    """What the page relies on: to mask is to multiply a response's pushes by 0."""
+    recipe, rng = METHODS[name], random.Random(name)
+    for _ in range(10):
+        record = random_record(rng)
+        A = dagrpo.group_advantages(torch.tensor([record["R"]]), recipe.scale, recipe.baseline)
+        keep = torch.rand(A.shape) < 0.5
+        width = max(map(len, record["tokens"]))
+        tokens = torch.tensor([row + [0] * (width - len(row)) for row in record["tokens"]])
+        mask = torch.arange(width) < torch.tensor([[len(row)] for row in record["tokens"]])
+        logp = torch.tensor([row + [0.0] * (width - len(row)) for row in record["logp"]])
+        anchor = torch.tensor(record["is_anchor"]) & recipe.anchors
+        zero = torch.zeros(mask.shape)
+        update = dagrpo.build_update(recipe, A, keep, tokens, mask, logp, zero, anchor, LIMIT)
+        leaf = logp.clone().requires_grad_()
+        dagrpo.policy_loss(leaf, update, recipe, entropy=zero).backward()
+        pushes = viewer.unmasked_pushes(recipe, record, A[0], LIMIT)
+        for i, push in enumerate(pushes):
+            torch.testing.assert_close(push * keep[0, i], -leaf.grad[i, : len(push)])
+
+
+def test_an_anchor_without_log_probs_has_pushes_where_none_are_read_and_unknown_ones_where_they_are():
+    logp = [[-0.5] * 3, [-0.5] * 3, [None] * 3]
+    record = make_record(["ab", "ba", "ab"], [1.0, 0.0, 1.0], [9, 2, 10], logp=logp)
+    A = torch.tensor(record["A"])
+    assert viewer.unmasked_pushes(METHODS["dagrpo"], record, A, LIMIT)[2].tolist() == pytest.approx([1 / 3 / 120] * 3)
+    luffy = viewer.unmasked_pushes(METHODS["luffy"], record, A, LIMIT)
+    assert luffy[2].isnan().all()
+    assert not torch.cat(luffy[:2]).isnan().any()
+    assert viewer.runs_of(luffy[2].tolist()) == [3, None]
+    assert not viewer.unmasked_pushes(METHODS["luffy"], record, A * 0, LIMIT)[2].isnan().any()
+
+
+def brute_force_nets(tokens, A, push):
+    """Eq. 6 by looking at every history: (i, t) -> net push, of the tokens on both sides."""
+    nets = {}
+    for i, row in enumerate(tokens):
+        for t in range(len(row)):
+            rows = [j for j, other in enumerate(tokens) if other[: t + 1] == row[: t + 1]]
+            if any(A[j] > 0 for j in rows) and any(A[j] < 0 for j in rows):
+                nets[i, t] = sum(push[j][t] for j in rows)
+    return nets
+
+
+def test_net_pushes_from_what_the_page_is_given_are_those_of_a_brute_force_loop(tmp_path):
+    rng, found = random.Random(0), 0
+    records = [random_record(rng, group=g) for g in range(40)]
+    run = write_run(tmp_path / "run", records)
+    viewer.main([str(run)])
+    for record, group in zip(records, page_data(run / "viewer.html")["groups"], strict=True):
+        for told in group["recipes"]:
+            A, push = told["A"], [unpack(row) for row in told["push"]]
+            assert [len(row) for row in push] == [len(row) for row in record["tokens"]]
+
+            def common(i, j, table=group["prefixes"]):
+                return table[max(i, j)][min(i, j)]
+
+            nets = {}
+            for i, row in enumerate(push):
+                for t in range(len(row)):
+                    rows = [j for j in range(len(push)) if common(i, j) > t]
+                    if min(A[j] for j in rows) < 0 < max(A[j] for j in rows):
+                        nets[i, t] = sum(push[j][t] for j in rows)
+            assert nets == pytest.approx(brute_force_nets(record["tokens"], A, push))
+            found += len(nets)
+    assert found > 500
+
+
+def test_texts_cannot_leave_the_data_block_and_come_back_unchanged(tmp_path):
+    record = make_record([ATTACK, "b"], [1.0, 0.0], [9, 2], question=ATTACK, demonstration=ATTACK)
+    run = write_run(tmp_path / "run", [record])
+    viewer.main([str(run)])
+    html, data = (run / "viewer.html").read_text(), page_data(run / "viewer.html")
+    assert html.count("<script") == html.count("</script>") == 2
+    assert "<img" not in html
+    assert "{{data}}" not in html
+    group = data["groups"][0]
+    assert group["question"] == group["demonstration"] == ATTACK
+    assert "".join(data["strings"][k] for k in group["tokens"][0]) == ATTACK + "<end>"
+
+
+def test_the_page_may_run_its_own_script_and_fetch_nothing(tmp_path):
+    run = write_run(tmp_path / "run", [make_record(["a", "b"], [1.0, 0.0], [9, 2])])
+    viewer.main([str(run)])
+    html = (run / "viewer.html").read_text()
+    policy = html.split('Content-Security-Policy" content="')[1].split('"')[0]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert not [
+        word
+        for word in ("http:", "https:", "src=", "@import", "innerHTML", "eval(")
+        if word in html.replace("http://www.w3.org/2000/svg", "")
+    ]
+
+
+def test_a_character_of_several_tokens_stands_at_its_first():
+    ids = TOKENIZER.encode("aé€\U0001f600b")
+    assert list(viewer.pieces(TOKENIZER, ids)) == ["a", "é", "", "€", "", "", "\U0001f600", "", "", "", "b"]
+    broken = TOKENIZER.encode("€")[:2] + TOKENIZER.encode("b")  # cut off, as by the longest response
+    assert list(viewer.pieces(TOKENIZER, broken)) == ["\ufffd", "\ufffd", "b"]
+    assert list(viewer.pieces(TOKENIZER, TOKENIZER.encode("é")[:1])) == ["\ufffd"]
+
+
+def test_the_runs_own_recipe_has_its_flags_and_its_recorded_advantages(tmp_path):
+    """A need not be R - mean: an over-long penalty is in it."""
+    record = make_record(["a", "b"], [1.0, 0.0], [9, 2]) | {"A": [0.25, -0.25]}
+    run = write_run(tmp_path / "run", [record])
+    config = json.loads((run / "config.json").read_text())
+    config["recipe"]["divisor"] = "sequence"
+    (run / "config.json").write_text(json.dumps(config))
+    viewer.main([str(run)])
+    data = page_data(run / "viewer.html")
+    told = {about["name"]: x for about, x in zip(data["recipes"], data["groups"][0]["recipes"], strict=True)}
+    assert told["dagrpo"] == {"A": [0.25, -0.25], "push": [[2, 62.5], [2, -62.5]]}  # 0.25 / (2 rows * 2 tokens)
+    assert told["dagrpo_on"]["A"] == [0.5, -0.5]
+    assert replace(METHODS["dagrpo"], divisor="sequence") == viewer.read_config(run).recipe
+
+
+def test_which_groups_are_on_the_page_is_said(tmp_path, capsys):
+    records = [make_record(["a", "b"], [1.0, 0.0], [9, 2], step, g) for step in range(1, 11) for g in range(4)]
+    run = write_run(tmp_path / "run", records)
+
+    def shown(*argv):
+        viewer.main([str(run), *argv])
+        data = page_data(run / "viewer.html")
+        assert all(text in capsys.readouterr().out or not text for text in [" ".join(data["notices"])])
+        return [(g["step"], g["group"]) for g in data["groups"]], " ".join(data["notices"])
+
+    assert shown() == ([(r["step"], r["group"]) for r in records], "")
+    groups, told = shown("--limit", "13")
+    assert groups == [(step, g) for step in (1, 6, 10) for g in range(4)] or {s for s, _ in groups} == {1, 5, 10}
+    assert "12 of the 40 groups" in told
+    assert "--limit" in told
+    groups, told = shown("--limit", "3")
+    assert groups == [(1, 0), (1, 1), (1, 2)]
+    assert "Not all groups of step 1 are here" in told
+    groups, told = shown("--steps", "2,9-10")
+    assert {step for step, _ in groups} == {2, 9, 10}
+    assert "of 3 of 10 steps: 2, 9-10" in told
+
+
+def test_malformed_lines_are_counted_and_a_half_written_last_one_is_tolerated(tmp_path, capsys):
+    good = make_record(["a", "b"], [1.0, 0.0], [9, 2])
+    bad = [good | {"R": [1.0]}, good | {"tokens": [[1], ["x"]]}, good | {"A": [None, 0]}, {"step": 1}, [1], None]
+    run = write_run(tmp_path / "run", [good, *bad, good | {"group": 1}], tail='{"step": 2, "gro')
+    viewer.main([str(run)])
+    data, told = page_data(run / "viewer.html"), capsys.readouterr().out
+    assert [g["group"] for g in data["groups"]] == [0, 1]
+    assert "6 malformed line(s) of rollouts.jsonl left out: line 2, 3, 4, 5, 6, ..." in told
+    assert "half written" in told
+    assert data["notices"][0] in told
+
+
+def damage_nothing_there(run):
+    (run / "rollouts.jsonl").unlink()
+
+
+def damage_empty(run):
+    (run / "rollouts.jsonl").write_text("")
+
+
+def damage_all_lines(run):
+    (run / "rollouts.jsonl").write_text("x\ny\n")
+
+
+def damage_tokenizer(run):
+    shutil.rmtree(run / "checkpoint")
+
+
+def damage_config(run):
+    (run / "config.json").write_text("{}")
+
+
+def damage_ids(run):
+    text = (run / "rollouts.jsonl").read_text()
+    (run / "rollouts.jsonl").write_text(
+        text.replace('"tokens": [[', '"tokens": [[999999, ').replace("[[-0.5", "[[0, -0.5")
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "argv", "line"),
+    [
+        (damage_nothing_there, [], "rollouts.jsonl cannot be read"),
+        (damage_empty, [], "has no group in it yet"),
+        (damage_all_lines, [], "no group in it: 2 malformed lines"),
+        (damage_tokenizer, [], "--tokenizer"),
+        (damage_config, [], "config.json does not tell"),
+        (damage_ids, [], "it is not the run's"),
+        (lambda run: None, ["--steps", "7"], "none of them is in rollouts.jsonl, which has 1"),
+        (lambda run: None, ["--steps", "a"], "--steps a"),
+        (lambda run: None, ["--limit", "0"], "--limit must be"),
+        (lambda run: None, ["--out", "/nowhere/x.html"], "--out /nowhere/x.html"),
+        (lambda run: None, ["--tokenizer", "./nothing"], "holds no model"),
+    ],
+)
+def test_bad_input_gets_one_line(tmp_path, capsys, damage, argv, line):
+    run = write_run(tmp_path / "run", [make_record(["a", "b"], [1.0, 0.0], [9, 2])])
+    damage(run)
+    with pytest.raises(SystemExit) as end:
+        viewer.main([str(run), *argv])
+    told = capsys.readouterr().err
+    assert end.value.code == 2
+    assert line in told
+    assert told.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------- what the page shows
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH")
+
+
+class Browser:
+    """One page of headless Chromium, through --remote-debugging-pipe: JSON ended by NUL on its descriptors 3 and 4."""
+
+    def __init__(self, profile):
+        (read_end, self.to), (self.back, write_end) = os.pipe(), os.pipe()
+        flags = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={profile}",
+        ]
+        # by way of two high numbers, as the pipes may be 3 and 4 themselves
+        command = f'exec 18<&{read_end} 19>&{write_end}; exec "$0" "$@" 3<&18 4>&19 18<&- 19>&-'
+        self.process = subprocess.Popen(
+            ["bash", "-c", command, CHROMIUM, *flags, "about:blank"],
+            pass_fds=(read_end, write_end),
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(read_end)
+        os.close(write_end)
+        self.sent, self.buffer, self.errors, self.session = 0, b"", [], None
+        target = next(t for t in self("Target.getTargets")["targetInfos"] if t["type"] == "page")["targetId"]
+        self.session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Runtime", "Log", "Network", "Page"):
+            self(f"{domain}.enable")
+
+    def __call__(self, method, **params):
+        self.sent += 1
+        message = {"id": self.sent, "method": method, "params": params}
+        os.write(self.to, json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode() + b"\0")
+        while True:
+            while b"\0" not in self.buffer:
+                part = os.read(self.back, 1 << 20)
+                assert part, "chromium has ended"
+                self.buffer += part
+            text, _, self.buffer = self.buffer.partition(b"\0")
+            answer = json.loads(text)
+            if answer.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
+                self.errors.append(answer["params"])
+            if answer.get("id") == self.sent:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def open(self, path, hash=""):
+        self.errors.clear()
+        self("Page.navigate", url="about:blank")
+        self("Page.navigate", url=f"file://{path}#{hash}")
+        end = time.monotonic() + 20
+        while not self.js("document.readyState === 'complete' && location.protocol === 'file:'"):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    def js(self, expression):
+        done = self("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in done, done["exceptionDetails"]
+        return done["result"].get("value")
+
+    def at(self, hash):
+        """The address changes, as by a link to another state of the page."""
+        self.js(
+            f"new Promise(done => {{ addEventListener('hashchange', () => done(1), {{once: true}}); "
+            f"location.hash = '#' + {json.dumps(hash)} + '&n={self.sent}' }})"
+        )
+
+    def key(self, name):
+        code = {"ArrowRight": 39, "ArrowLeft": 37, "Tab": 9}[name]
+        for kind in ("keyDown", "keyUp"):
+            self("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code)
+
+    def texts(self, selector):
+        return self.js(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent)")
+
+    def close(self):
+        self("Browser.close")
+        self.process.wait(timeout=20)
+        os.close(self.to)
+        os.close(self.back)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def random_run(tmp_path_factory):
+    rng = random.Random(1)
+    records = [random_record(rng, step=g // 8 + 1, group=g % 8) for g in range(80)]
+    run = write_run(tmp_path_factory.mktemp("random") / "run", records)
+    viewer.main([str(run)])
+    return run / "viewer.html", records
+
+
+def expected_mask(record, delta, recipe=METHODS["dagrpo"]):
+    A = dagrpo.group_advantages(torch.tensor([record["R"]]), recipe.scale, recipe.baseline)
+    S = torch.tensor([[math.nan if s is None else s for s in record["S"]]])
+    return dagrpo.rectification_mask(A, S, delta)[0].tolist(), dagrpo.reasons(A, S, delta)[0], A[0].tolist()
+
+
+@pytest.mark.extra
+@in_chromium
+def test_the_pages_mask_and_reasons_are_rectification_masks_for_random_groups_and_deltas(browser, random_run):
+    path, _ = random_run
+    rng, cases = random.Random(2), []
+    for _ in range(3000):
+        record, delta = random_record(rng), rng.choice([0.0, 3.0, rng.randint(0, 90) / 10, rng.random() * 9])
+        keep, reasons, A = expected_mask(record, delta)
+        cases.append((A, record["S"], delta, keep, reasons))
+    browser.open(path)
+    asked = json.dumps([case[:3] for case in cases])
+    found = browser.js(f"{asked}.map(([A, S, delta]) => rectify(A, S, delta).map(v => [v.keep, v.why]))")
+    for (A, S, delta, keep, reasons), verdicts in zip(cases, found, strict=True):
+        assert [v[0] for v in verdicts] == keep, (A, S, delta)
+        assert [v[1] for v in verdicts] == reasons, (A, S, delta)
+    assert {r.split(":")[0] for case in cases for r in case[4]} == {"kept", "masked", "no signal"}
+    assert any("missing" in r for case in cases for r in case[4])
+
+
+@pytest.mark.extra
+@in_chromium
+@pytest.mark.parametrize("name", METHODS)
+def test_the_rows_show_mask_pushes_and_net_pushes_of_the_recipe(browser, random_run, name):
+    path, records = random_run
+    data, rng, recipe = page_data(path), random.Random(name), METHODS[name]
+    at = [about["name"] for about in data["recipes"]].index(name)
+    browser.open(path, "recipe=" + name)
+    for index in rng.sample(range(len(records)), 12):
+        record, delta = records[index], rng.randint(0, 90) / 10
+        keep, reasons, A = expected_mask(record, delta, recipe)
+        browser.at(f"step={record['step']}&group={record['group']}&recipe={name}&delta={delta}")
+        used = [a != 0 and (k or not recipe.rectify) for k, a in zip(keep, A, strict=True)]
+        shown = browser.texts("#rows tr td:last-child b")
+        assert shown == ["no signal" if a == 0 else "kept" if u else "masked" for a, u in zip(A, used, strict=True)]
+        for text, reason in zip(browser.texts("#rows .why"), reasons, strict=True):
+            assert reason.partition(": ")[2] in text
+        push = [
+            [x * u for x in unpack(row)]
+            for row, u in zip(data["groups"][index]["recipes"][at]["push"], used, strict=True)
+        ]
+        spans = browser.js(
+            "[...document.querySelectorAll('#rows .tokens')].map(row => [...row.children].map(s => "
+            "[Number(s.dataset.push), s.dataset.net === undefined ? null : Number(s.dataset.net), s.className]))"
+        )
+        nets = brute_force_nets(record["tokens"], A, push)
+        for i, row in enumerate(spans):
+            for t, (value, net, kind) in enumerate(row):
+                assert value == push[i][t]
+                assert ("up" in kind.split()) == (value > 0)
+                assert ("down" in kind.split()) == (value < 0)
+                assert ("shared" in kind.split()) == ((i, t) in nets) == (net is not None)
+                assert net is None or net == pytest.approx(nets[i, t], abs=1e-9)
+    assert not browser.errors
+
+
+@pytest.mark.extra
+@in_chromium
+def test_scripts_in_texts_are_shown_and_not_run(browser, tmp_path):
+    record = make_record([ATTACK, "b"], [1.0, 0.0], [9, 2], question=ATTACK, answer=ATTACK, demonstration=ATTACK)
+    run = write_run(tmp_path / "run", [record])
+    viewer.main([str(run)])
+    browser.open(run / "viewer.html")
+    assert browser.js("document.title").endswith(": groups")
+    assert browser.texts("#question, #answer, #demonstration") == [ATTACK] * 3
+    assert browser.texts("#rows .tokens")[0].replace("\u00b7", "") == ATTACK + "<end>"
+    assert browser.js("document.querySelectorAll('main script, img').length") == 0
+    assert not browser.errors  # nothing that the security policy had to stop
+
+
+@pytest.mark.extra
+@in_chromium
+def test_the_security_policy_stops_what_is_not_the_pages_own(browser, random_run):
+    browser.open(random_run[0])
+    browser.js(
+        "const s = document.createElement('script'); s.textContent = 'window.owned = 1'; document.body.append(s)"
+    )
+    assert browser.js("window.owned === undefined")
+    assert browser.js("fetch('data:text/plain,x').then(() => 'fetched', () => 'stopped')") == "stopped"
+
+
+@pytest.mark.extra
+@in_chromium
+def test_everything_can_be_reached_with_the_keyboard(browser, random_run):
+    path, records = random_run
+    browser.open(path, "step=1&group=0")
+
+    def where():
+        return browser.js("[page.groups[state.at].step, page.groups[state.at].group].join()")
+
+    browser.key("ArrowRight")
+    assert where() == "1,1"
+    browser.key("ArrowLeft")
+    browser.key("ArrowLeft")  # there is none before the first
+    assert where() == "1,0"
+    assert browser.texts("#status")[0].startswith("Step 1, group 0")
+    seen = []
+    for _ in range(12):
+        browser.key("Tab")
+        seen.append(browser.js("document.activeElement.id || document.activeElement.className"))
+        if seen[-1] == "delta":
+            before = browser.js("state.delta")
+            browser.key("ArrowRight")
+            assert browser.js("state.delta") == pytest.approx(before + 0.1)
+            assert browser.texts("#deltaout") == ["3.1"]
+            assert where() == "1,0"  # the slider's own arrows
+        if seen[-1] == "tokens":
+            break
+    assert seen == ["step", "group", "previous", "next", "partly", "recipe", "delta", "tokens"]
+    browser.key("ArrowRight")
+    browser.key("ArrowRight")
+    length = len(records[0]["tokens"][0])
+    assert browser.texts("#readout")[0].startswith(f"Row #0, token 2 of {length}, ")
+    assert where() == "1,0"
+    assert browser.js("document.activeElement.matches(':focus-visible')")
+
+
+@pytest.mark.extra
+@in_chromium
+def test_names_scopes_and_live_regions_for_screen_readers(browser, random_run):
+    browser.open(random_run[0])
+    assert browser.js("[...document.querySelectorAll('th')].every(th => ['row', 'col'].includes(th.scope))")
+    assert browser.js("[...document.querySelectorAll('table')].every(t => t.caption.textContent)")
+    named = "e.labels?.length || e.textContent || e.ariaLabel"
+    assert browser.js(f"[...document.querySelectorAll('select, input, button')].every(e => {named})")
+    assert browser.js("[...document.querySelectorAll('#status, #readout')].every(e => e.ariaLive === 'polite')")
+    assert browser.js("document.documentElement.lang") == "en"
+
+
+@pytest.mark.extra
+@in_chromium
+def test_an_address_that_asks_for_what_is_not_there_is_told(browser, random_run):
+    browser.open(random_run[0], "step=99&group=0&recipe=nothing&delta=-1")
+    assert "of what the address asks for: group, recipe, delta" in browser.texts("#status")[0]
+    assert len(browser.texts("#rows tr")) > 1
+
+
+@pytest.mark.extra
+@in_chromium
+def test_the_next_partly_masked_group_is_partly_masked(browser, random_run):
+    browser.open(random_run[0])
+    for _ in range(5):
+        browser.js("document.getElementById('partly').click()")
+        assert {"kept", "masked"} <= set(browser.texts("#rows td:last-child b"))
+
+
+@pytest.mark.extra
+@in_chromium
+def test_five_hundred_groups_open_and_switch_fast(browser, tmp_path, capsys):
+    rng = random.Random(3)
+    words = ["".join(rng.choice("abc ") for _ in range(30)) for _ in range(8)]
+    S = [10, 4.5, 3, 1, 1, 7, 2, 10]
+    records = [
+        make_record(
+            [rng.choice(words)[:20] + rng.choice(words) for _ in S], [1.0, 1, 0, 0, 0, 1, 0, 1], S, g // 16, g % 16
+        )
+        for g in range(500)
+    ]
+    run = write_run(tmp_path / "run", records)
+    viewer.main([str(run)])
+    browser.open(run / "viewer.html")
+    opened = browser.js("performance.timing.domComplete - performance.timing.navigationStart")
+    switch = (
+        "(() => { const t = performance.now(); go(AT); document.body.offsetHeight; return performance.now() - t })()"
+    )
+    times = sorted(browser.js(switch.replace("AT", str(rng.randrange(500)))) for _ in range(40))
+    size = (run / "viewer.html").stat().st_size / 1e6
+    print(
+        f"\n500 groups: {size:.1f} MB, open {opened} ms, switch {times[20]:.0f} ms (median), {times[-1]:.0f} ms (worst)"
+    )
+    assert size < 10
+    assert opened < 5000  # a busy machine; a quiet one takes a tenth
+    assert times[20] < 200
