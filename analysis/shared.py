@@ -107,7 +107,7 @@ def ratios(tallies: np.ndarray) -> dict[str, float | None]:
 
 
 def read_groups(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of rollouts.jsonl; a last one that is just being written is left out."""
+    """The lines of rollouts.jsonl; a last one that is just being written is left out. Raises ValueError."""
     path = folder / "rollouts.jsonl"
     try:
         with path.open(encoding="utf-8") as lines:
@@ -115,13 +115,13 @@ def read_groups(folder: Path) -> Iterator[dict[str, Any]]:
                 if line.endswith("\n"):
                     yield json.loads(line)
     except OSError as error:
-        fail(f"{path} cannot be read ({error.strerror}): analysis.shared counts in it")
-    except ValueError:
-        fail(f"{path} is damaged: not every line is a group")
+        raise ValueError(f"{path} cannot be read ({error.strerror}): analysis.shared counts in it") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: not every line is a group") from error
 
 
 def tallies_of(run: Run) -> dict[tuple[str, int, str], np.ndarray]:
-    """(mask, step, level) -> the tallies of its groups with signal, summed."""
+    """(mask, step, level) -> the tallies of its groups with signal, summed. Raises ValueError on a damaged file."""
     recipe, delta, rng = run.config.get("recipe") or {}, run.config.get("delta", 3.0), np.random.default_rng(0)
     found: dict[tuple[str, int, str], np.ndarray] = {}
     for group in read_groups(run.folder):
@@ -130,8 +130,9 @@ def tallies_of(run: Run) -> dict[tuple[str, int, str], np.ndarray]:
             S = torch.tensor([float("nan") if s is None else s for s in group["S"]])
             step, level = int(group["step"]), str(group["level"])
             keep = dagrpo.rectification_mask(torch.from_numpy(A)[None], S[None], delta)[0].numpy()  # (G,)
-        except (KeyError, TypeError, ValueError):
-            fail(f"{run.folder / 'rollouts.jsonl'} is damaged: a line has not the A, S, tokens, step, level of a group")
+        except (KeyError, TypeError, ValueError) as error:
+            path = run.folder / "rollouts.jsonl"
+            raise ValueError(f"{path} is damaged: a line has not the A, S, tokens, step, level of a group") from error
         if not A.any():
             continue
         # of the three divisors only this one differs between the rows of an update; a common factor cancels out
@@ -139,6 +140,8 @@ def tallies_of(run: Run) -> dict[tuple[str, int, str], np.ndarray]:
         for mask, kept in zip(MASKS, (True, random_mask(A, keep, rng), keep), strict=True):
             key = (mask, step, level)
             found[key] = found.get(key, 0) + tally(tokens, A / rows * kept)
+    if not found:
+        raise ValueError(f"{run.folder / 'rollouts.jsonl'} has no group with signal: there is nothing to count")
     return found
 
 
@@ -177,10 +180,13 @@ def point(
 def measure(runs: list[Run], smooth: int) -> list[Point]:
     """All points: over training, and over all steps by level."""
     points, counted = [], {}
-    for run in progress(runs, desc="runs"):
-        counted[run.folder] = tallies_of(run)
-        if not counted[run.folder]:
-            fail(f"{run.folder / 'rollouts.jsonl'} has no group with signal: there is nothing to count")
+    bar = progress(runs, desc="runs")
+    for run in bar:
+        try:
+            counted[run.folder] = tallies_of(run)
+        except ValueError as why:
+            bar.close()  # or it would be drawn once more, behind the error
+            fail(str(why))
     for method, group in by_method(runs).items():
         stepwise, levels = [], sorted({level for run in group for _, _, level in counted[run.folder]})
         for run in group:

@@ -60,7 +60,9 @@ def random_record(rng, step=1, group=0):
     G = rng.choice([2, 4, 8])
     responses = ["".join(rng.choice("ab") for _ in range(rng.randint(1, 6))) for _ in range(G)]
     S = [None if rng.random() < 0.03 else rng.randint(10, 100) / 10 for _ in range(G)]
-    R = [float(rng.random() < 0.5) for _ in range(G)]
+    R = [rng.choice([0.0, 1.0]) for _ in range(G)]
+    if G > 2 and rng.random() < 0.3:  # a row with A = 0 beside others: its score is not read, nor its absence
+        R = [0.0, 1.0, *[0.5] * (G - 2)]
     return make_record(responses, R, S, step, group, anchor=rng.random() < 0.7)
 
 

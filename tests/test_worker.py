@@ -1,5 +1,7 @@
 """The process that math-verify runs in: its time limit holds, it is replaced when it dies, and none is left over."""
 
+import csv
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+import eval as evaluation
+import scoring
+import train
 import worker
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,6 +96,51 @@ def test_the_time_limit_holds_against_c_code(stub, monkeypatch, where):
     begin = time.perf_counter()
     assert not worker.equal("yes hang", "1")
     assert time.perf_counter() - begin < 0.1, "the verdict was kept"
+
+
+def test_answers_that_ran_out_of_time_are_counted_once_however_often_they_are_asked(stub, monkeypatch):
+    worker.take_timeouts()
+    assert worker.equal("yes", "1") and not worker.equal("no", "1")
+    assert not worker.equal("yes die", "1"), "it has died, and not of the time"
+    monkeypatch.setattr(worker, "LIMIT", 0.5)
+    assert not worker.equal("yes hang", "1") and not worker.equal("yes hang", "1")
+    assert not worker.equal("yes hang", "2")
+    assert not worker.parses("hang"), "a gold answer: its row is skipped, and counted there"
+    assert worker.take_timeouts() == 2
+    assert worker.take_timeouts() == 0
+    begin = time.perf_counter()
+    assert not worker.equal("yes hang", "1") and time.perf_counter() - begin < 0.1
+    assert worker.take_timeouts() == 1, "a kept verdict is one of the step that asks for it again"
+
+
+def slow_if_long(response, answer):
+    """A verifier that runs out of time on every response of 12 characters and more."""
+    return worker.equal(response if len(response) < 12 else f"hang {response}", answer)
+
+
+def test_a_run_shows_how_many_answers_ran_out_of_time(stub, monkeypatch, tiny_folder, tmp_path):
+    monkeypatch.setattr(worker, "LIMIT", 0.3)
+    monkeypatch.setattr(scoring, "verify", slow_if_long)
+    assert not worker.equal("hang", "before the first step")
+    flags = ["--batch-prompts", "2", "--group-size", "3", "--max-new-tokens", "44", "--show-every", "0", "--steps", "2"]
+    train.main(["--method", "dagrpo", "--model", str(tiny_folder), "--out", str(tmp_path), *flags])
+    over = {1: set(), 2: set()}
+    for group in map(json.loads, (tmp_path / "rollouts.jsonl").open()):
+        over[group["step"]] |= {(text, group["answer"]) for text in group["responses"] if len(text) >= 12}
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert [int(row["verifier_timeouts"]) for row in rows] == [len(over[1]), len(over[2])]
+    assert over[1] and all(float(row["reward"]) == 0 for row in rows)
+
+
+def test_an_evaluation_says_how_many_answers_ran_out_of_time(stub, monkeypatch, tiny_folder, capsys):
+    monkeypatch.setattr(worker, "LIMIT", 0.3)
+    monkeypatch.setattr(scoring, "verify", slow_if_long)
+    asked = ["--benchmarks", "test", "--per-level", "1", "--k", "0"]
+    evaluation.main(["--model", str(tiny_folder), *asked])
+    assert "answers took the verifier over 0.3 s: wrong" in capsys.readouterr().err
+    monkeypatch.setattr(scoring, "verify", lambda response, answer: True)
+    evaluation.main(["--model", str(tiny_folder), *asked])
+    assert "took the verifier" not in capsys.readouterr().err
 
 
 def test_a_question_that_kills_the_worker_is_answered_no(stub):

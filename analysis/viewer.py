@@ -1,0 +1,345 @@
+"""One group on one page: what every response, and every token of it, is pushed by, and why a response is masked.
+
+Writes a single HTML file from RUN/rollouts.jsonl that needs no server and no network. It shows one group at a time,
+with a choice of recipe and of delta. This file computes, with dagrpo.py, what does not depend on delta; the page (its
+text, its looks and its script are viewer.html) does the rest, as delta is chosen there:
+
+    here   A                  Eq. 1, 12    of each recipe from R; of the run's own recipe as the run recorded it
+           unmasked push      Eq. 4, 13    -dloss/dlogp of each token by dagrpo.policy_loss, as if nothing were masked
+           common prefixes    Eq. 6        how many tokens two responses share from the start
+    page   masks, reasons     Eq. 8, 9     as dagrpo.rectification_mask and dagrpo.reasons, in fp32 like them
+           net pushes         Eq. 6        the sum over the responses that share a token after the same history
+
+What is assumed, and said on the page: the ratio is 1 (the first update on a batch), so nothing is clipped; the group is
+an update of its own (a run divides by its other groups too, and pools tokens over them for dapo and cispo);
+entropies are not in rollouts.jsonl, so GTPO's penalty and filter and LUFFY's bonus are left out; a recipe without
+anchors takes a recorded demonstration as if it had been sampled.
+
+    python -m analysis.viewer runs/demo/dagrpo                    writes runs/demo/dagrpo/viewer.html
+    python -m analysis.viewer runs/demo/dagrpo --steps 1,50-60    these steps
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+import dagrpo
+import policy as policies
+from cli import Parser, fail
+from dagrpo import METHODS, Recipe
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+PER_ROW = ("responses", "tokens", "logp", "R", "S", "A", "keep", "is_anchor")  # of a record: lists of length G
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer decodes a part of a character to
+
+
+# ---------------------------------------------------------------------------------------- reading a run
+
+
+@dataclass(frozen=True)
+class Run:
+    """What config.json tells: the recipe as it was run, flags included."""
+
+    method: str
+    recipe: Recipe
+    delta: float
+    max_new_tokens: int
+
+
+def read_config(folder: Path) -> Run:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        known = {f.name for f in fields(Recipe)}
+        flags = {name: value for name, value in config["recipe"].items() if name in known}
+        recipe = replace(METHODS[config["method"]], **flags | {"clip": tuple(flags["clip"])})
+        return Run(config["method"], recipe, float(config["delta"]), int(config["max_new_tokens"]))
+    except OSError as error:
+        fail(f"{folder} is not a run folder of train.py: config.json cannot be read ({error.strerror})")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        fail(f"{path} does not tell method, recipe, delta and max_new_tokens: give a run of train.py with a recipe")
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where the groups are in rollouts.jsonl: the file of a long run need not fit in memory."""
+
+    places: list[tuple[int, int]]  # (step, byte offset) of each group, in the file's order
+    malformed: list[int]  # numbers of the lines that are no groups
+    half_written: bool  # the last line has no end: train.py is just writing it, or was killed
+
+
+def index_rollouts(path: Path) -> Index:
+    places, malformed, offset, line = [], [], 0, b"\n"
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                record = parse(line)
+                if record is not None:
+                    places.append((record["step"], offset))
+                elif line.endswith(b"\n"):
+                    malformed.append(number)
+                offset += len(line)
+    except OSError as error:
+        fail(f"{path} cannot be read ({error.strerror}): give a run folder of train.py")
+    if not places:
+        fail(f"{path} has no group in it" + (f": {len(malformed)} malformed lines" if malformed else " yet"))
+    return Index(places, malformed, half_written=not line.endswith(b"\n") and parse(line) is None)
+
+
+def parse(line: bytes) -> dict[str, Any] | None:
+    """A line of rollouts.jsonl, or None if it is not a group that groups.records could have written."""
+    try:
+        record = json.loads(line)
+        G = len(record["R"])
+        numbers = [x for name in ("R", "A") for x in record[name]] + [s for s in record["S"] if s is not None]
+        rows = zip(record["tokens"], record["logp"], strict=True)
+        good = (
+            G >= 2
+            and all(isinstance(record[name], list) and len(record[name]) == G for name in PER_ROW)
+            and all(isinstance(record[name], int) for name in ("step", "group"))
+            and all(isinstance(record[name], str) for name in ("level", "question", "answer", "demonstration"))
+            and all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
+            and all(len(ids) == len(logp) > 0 and all(isinstance(i, int) and i >= 0 for i in ids) for ids, logp in rows)
+        )
+        return record if good else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def parse_steps(text: str) -> list[range]:
+    """
+    >>> parse_steps("1,50-60")
+    [range(1, 2), range(50, 61)]
+    """
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+        fail(f"--steps {text}: give steps and ranges of steps, as in 1,50-60")
+    ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    return [range(end[0], end[-1] + 1) for end in ends]
+
+
+def choose(places: list[tuple[int, int]], steps: list[range] | None, limit: int) -> list[tuple[int, int]]:
+    """At most `limit` groups: all of the steps that are asked for, or whole steps spread evenly from first to last."""
+    wanted = [place for place in places if steps is None or any(place[0] in part for part in steps)]
+    there = sorted({step for step, _ in wanted})
+    if len(wanted) > limit:
+        fit = max(1, limit * len(there) // len(wanted))  # steps, if all have as many groups
+        there = [there[round(i * (len(there) - 1) / max(1, fit - 1))] for i in range(fit)]
+    return [place for place in wanted if place[0] in set(there)][:limit]
+
+
+def ranges(steps: list[int]) -> str:
+    """
+    >>> ranges([1, 2, 3, 7])
+    '1-3, 7'
+    """
+    runs = [[s for _, s in run] for _, run in groupby(enumerate(steps), key=lambda pair: pair[1] - pair[0])]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def notices(index: Index, chosen: list[tuple[int, int]]) -> list[str]:
+    """What is not on the page, and how to get it: printed, and shown on top of the page."""
+    told = []
+    if len(chosen) < len(index.places):
+        here, there = ({step for step, _ in places} for places in (chosen, index.places))
+        short = sorted({step for step, _ in set(index.places) - set(chosen)} & here)
+        told.append(
+            f"{len(chosen)} of the {len(index.places)} groups in rollouts.jsonl are on this page, of {len(here)} of "
+            f"{len(there)} steps: {ranges(sorted(here))}. For others: --steps 1,50-60, or a higher --limit."
+            + (f" Not all groups of step {ranges(short)} are here." if short else "")
+        )
+    if bad := index.malformed:
+        lines = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        told.append(f"{len(bad)} malformed line(s) of rollouts.jsonl left out: line {lines}.")
+    if index.half_written:
+        told.append("The last line of rollouts.jsonl is half written (the run goes on, or was killed) and left out.")
+    return told
+
+
+def load_tokenizer(folder: Path, name: str | None) -> PreTrainedTokenizerBase:
+    if name is None and not (folder / "checkpoint" / "model" / "tokenizer_config.json").exists():
+        fail(f"{folder} has no tokenizer (checkpoint/model is missing): --tokenizer names the model's id or folder")
+    try:
+        return policies.load_tokenizer(name or str(folder))
+    except (OSError, ValueError) as error:
+        fail(f"the tokenizer of {name or folder} cannot be loaded: {str(error).splitlines()[0]}")
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Iterator[str]:
+    """The text of each token. A character that several tokens make up stands at its first one, the others are ''."""
+    texts = [tokenizer.decode([i]) for i in ids]
+    at = 0
+    while at < len(ids):
+        end, text = at + 1, texts[at]
+        while UNFINISHED in text and end < min(at + 4, len(ids)) and UNFINISHED in texts[end]:  # UTF-8: 4 bytes at most
+            end += 1
+            text = tokenizer.decode(ids[at:end])
+        if UNFINISHED in text:  # it comes to nothing: bytes that are no character
+            end, text = at + 1, texts[at]
+        spaced = (tokenizer.convert_ids_to_tokens(ids[at]) or "").startswith("\u2581") and not text.startswith(" ")
+        yield " " * spaced + text  # SentencePiece drops the space in front of a lone token
+        yield from [""] * (end - at - 1)
+        at = end
+
+
+# ---------------------------------------------------------------------------------------- the numbers
+
+
+def unmasked_pushes(recipe: Recipe, record: dict[str, Any], A: Tensor, max_new_tokens: int) -> list[Tensor]:
+    """-dloss/dlogp of each token at ratio 1 with every response kept: G tensors of the responses' lengths.
+
+    NaN where it is unknown: LUFFY's shaped ratio reads the probability of an anchor's token, which a run does not
+    record for anchors that it had masked.
+    """
+    logp = [torch.tensor([math.nan if x is None else x for x in row]) for row in record["logp"]]  # G rows
+    recorded = pad_sequence(logp, batch_first=True)  # (G, T)
+    tokens = pad_sequence([torch.tensor(row) for row in record["tokens"]], batch_first=True)  # (G, T)
+    lengths = torch.tensor([len(row) for row in logp])  # (G,)
+    mask = torch.arange(tokens.shape[1]) < lengths[:, None]  # (G, T)
+    update = dagrpo.build_update(
+        recipe,
+        A[None],
+        torch.ones(1, len(A), dtype=torch.bool),
+        tokens,
+        mask,
+        logp_old=recorded.nan_to_num(),
+        entropy_old=torch.zeros_like(recorded),
+        is_anchor=torch.tensor(record["is_anchor"]) & recipe.anchors,
+        max_new_tokens=max_new_tokens,
+    )
+    trained = recorded.nan_to_num().requires_grad_()  # ratio 1: its value is read by LUFFY's shaped ratio alone
+    dagrpo.policy_loss(trained, update, recipe, entropy=torch.zeros_like(recorded)).backward()
+    push = -trained.grad
+    if recipe.anchors and recipe.anchor_ratio == "shaped":
+        unknown = recorded.isnan() & update.is_anchor[:, None] & (A != 0)[:, None]
+        push = push.masked_fill(unknown, math.nan)
+    return [row[:t] for row, t in zip(push, lengths.tolist(), strict=True)]
+
+
+def common_prefixes(tokens: list[list[int]]) -> list[list[int]]:
+    """For each row i, and each j <= i: how many tokens rows i and j share from the start (i = j: its length).
+
+    >>> common_prefixes([[5, 8, 2], [5, 8, 9, 2], [7]])
+    [[3], [2, 4], [0, 0, 1]]
+    """
+
+    def shared(a: list[int], b: list[int]) -> int:
+        return next((t for t, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+    return [[shared(tokens[i], tokens[j]) for j in range(i + 1)] for i in range(len(tokens))]
+
+
+def runs_of(values: list[float]) -> list[float | None]:
+    """Thousandths, as how many and what: pushes are mostly the same along a response.
+
+    >>> runs_of([0.002, 0.002, -0.001])
+    [2, 2.0, 1, -1.0]
+    """
+    rounded = [None if math.isnan(x) else float(f"{1000 * x:.5g}") + 0.0 for x in values]
+    return [x for value, run in groupby(rounded) for x in (len(list(run)), value)]
+
+
+def page_group(record: dict[str, Any], run: Run, recipes: dict[str, Recipe], texts: list[list[int]]) -> dict[str, Any]:
+    """A group as the page reads it; `texts`: of each response, which strings its tokens are."""
+    by_recipe = []
+    for name, recipe in recipes.items():
+        # R is not all that A is made of in a run with an over-long penalty, say
+        R, A = (torch.tensor(record[letter], dtype=torch.float32) for letter in "RA")  # (G,)
+        if name != run.method:
+            A = dagrpo.group_advantages(R[None], recipe.scale, recipe.baseline)[0]
+        push = unmasked_pushes(recipe, record, A, run.max_new_tokens)
+        by_recipe.append({"A": [float(f"{a:.6g}") for a in A.tolist()], "push": [runs_of(p.tolist()) for p in push]})
+    kept = ("step", "group", "level", "question", "answer", "demonstration", "R", "S", "keep", "is_anchor")
+    group = {name: record[name] for name in kept}
+    return group | {"tokens": texts, "prefixes": common_prefixes(record["tokens"]), "recipes": by_recipe}
+
+
+# ---------------------------------------------------------------------------------------- the page
+
+
+def build(folder: Path, chosen: list[tuple[int, int]], told: list[str], tokenizer: PreTrainedTokenizerBase) -> dict:
+    """All that the page knows."""
+    run, strings, groups = read_config(folder), {}, []
+    recipes = METHODS | {run.method: run.recipe}
+    with (folder / "rollouts.jsonl").open("rb") as file:
+        for _, offset in chosen:
+            file.seek(offset)
+            record = json.loads(file.readline())
+            if max(map(max, record["tokens"])) >= len(tokenizer):
+                fail(f"step {record['step']} has tokens that this tokenizer does not know: it is not the run's")
+            texts = [
+                [strings.setdefault(text, len(strings)) for text in pieces(tokenizer, ids)] for ids in record["tokens"]
+            ]
+            groups.append(page_group(record, run, recipes, texts))
+    shown = ("paper", "rectify", "anchors")
+    about = [{"name": name} | {x: getattr(recipe, x) for x in shown} for name, recipe in recipes.items()]
+    return {
+        "run": str(folder),
+        "method": run.method,
+        "delta": run.delta,
+        "notices": told,
+        "recipes": about,
+        "strings": list(strings),
+        "groups": groups,
+    }
+
+
+def render(data: dict[str, Any], template: str) -> str:
+    """The template with the data in it, as data: no `<` is left that could end the block or begin a tag.
+
+    The policy names the page's own style and script by their hashes; nothing else may run or be fetched.
+    """
+
+    def digest(tag: str) -> str:
+        inside = re.search(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL).group(1)
+        return f"'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'"
+
+    csp = f"default-src 'none'; style-src {digest('style')}; script-src {digest('script')}; base-uri 'none'"
+    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c")
+    before, _, after = template.replace("{{csp}}", csp).partition("{{data}}")
+    return before + text + after
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m analysis.viewer", description=__doc__)
+    parser.add_argument("run", metavar="RUN", help="a run folder of train.py")
+    parser.add_argument("--out", metavar="FILE.html", help="where to write [RUN/viewer.html]")
+    parser.add_argument("--steps", metavar="1,50-60", help="only these steps")
+    parser.add_argument("--limit", type=int, default=500, metavar="N", help="at most so many groups")
+    parser.add_argument("--tokenizer", metavar="MODEL", help="hub id or folder, if the run's checkpoint is gone")
+    args = parser.parse_args(argv)
+    if args.limit < 1:
+        fail(f"--limit must be at least 1, not {args.limit}")
+    folder = Path(args.run)
+    out = Path(args.out) if args.out else folder / "viewer.html"
+    steps = parse_steps(args.steps) if args.steps else None
+    read_config(folder)  # before the long work
+    index = index_rollouts(folder / "rollouts.jsonl")
+    chosen = choose(index.places, steps, args.limit)
+    if not chosen:
+        fail(f"--steps {args.steps}: none of them is in rollouts.jsonl, which has {ranges(sorted(dict(index.places)))}")
+    told = notices(index, chosen)
+    data = build(folder, chosen, told, load_tokenizer(folder, args.tokenizer))
+    try:
+        out.write_text(render(data, TEMPLATE.read_text(encoding="utf-8")), encoding="utf-8")
+    except OSError as error:
+        fail(f"--out {out}: cannot be written ({error.strerror}); choose another file")
+    print("\n".join([*told, f"written: {out}, {len(chosen)} groups, {out.stat().st_size / 1e6:.1f} MB"]))
+
+
+if __name__ == "__main__":
+    main()
