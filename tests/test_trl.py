@@ -41,7 +41,7 @@ from trl_dagrpo import DaGRPOConfig, DaGRPOTrainer  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 G, LONGEST, TEMPERATURE = 4, 44, 0.8
-CLOSE = 2e-5  # of a gradient: the norm of the difference, over the norm
+CLOSE = 2e-6  # of a gradient: the norm of the difference, over the norm
 
 
 # ---------------------------------------------------------------------------------------- recorded batches
