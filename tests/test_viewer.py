@@ -477,6 +477,9 @@ def test_the_rows_show_mask_pushes_and_net_pushes_of_the_recipe(browser, random_
                 assert ("down" in kind.split()) == (value < 0)
                 assert ("shared" in kind.split()) == ((i, t) in nets) == (net is not None)
                 assert net is None or net == pytest.approx(nets[i, t], abs=1e-9)
+        colours = browser.js("[...document.querySelectorAll('.t')].map(s => getComputedStyle(s).backgroundColor)")
+        strengths = [colour.rstrip(")").rpartition(",")[2] for colour in colours]
+        assert all(float(strength) <= 0.5 for strength in strengths)  # net pushes, too: dark text stays readable
     assert not browser.errors
 
 
@@ -551,6 +554,22 @@ def test_names_scopes_and_live_regions_for_screen_readers(browser, random_run):
     assert browser.js(f"[...document.querySelectorAll('select, input, button')].every(e => {named})")
     assert browser.js("[...document.querySelectorAll('#status, #readout')].every(e => e.ariaLive === 'polite')")
     assert browser.js("document.documentElement.lang") == "en"
+
+
+@pytest.mark.extra
+@in_chromium
+def test_a_mask_that_the_run_had_otherwise_is_told_where_it_can_be_compared(browser, tmp_path):
+    """--random-mask, or GTPO's entropy filter: the page cannot know them, the record does."""
+    record = make_record(["a", "b"], [1.0, 0.0], [9, 2]) | {"keep": [True, False]}
+    run = write_run(tmp_path / "run", [record])
+    viewer.main([str(run)])
+    browser.open(run / "viewer.html")
+    assert [" The run itself left it out" in text for text in browser.texts("#rows .why")] == [False, True]
+    for hash in ("delta=8", "recipe=dagrpo_on&delta=3"):
+        browser.at(hash)
+        assert not any("The run itself" in text for text in browser.texts("#rows .why"))
+    browser.at("recipe=grpo")
+    assert all("grpo has no mask. Eq. 8-9 would say: kept: S" in text for text in browser.texts("#rows .why"))
 
 
 @pytest.mark.extra
