@@ -190,10 +190,7 @@ def check(args: argparse.Namespace) -> None:
         fail(f"--batch-prompts {args.batch_prompts} cannot be split into --updates-per-batch {args.updates_per_batch}")
     if args.resume and args.overwrite:
         fail("--resume and --overwrite exclude each other")
-    if args.score_noise and args.scorer != "rule":
-        fail("--score-noise is for the rule scorer: a judge has noise of its own")
-    if args.anchor_flaw and args.data:
-        fail("--anchor-flaw spoils demonstrations of the built-in task: leave --data out")
+    check_controls(args)
     if args.model and args.init_from:
         fail("--model and --init-from both say where to start: give one of them")
     for scorer, flags in {"judge": ("judge_url", "judge_name"), "local": ("judge_model",)}.items():
@@ -203,6 +200,24 @@ def check(args: argparse.Namespace) -> None:
     unknown = set(args.levels.split(",")) - set(tasks.LEVELS)
     if unknown:
         fail(f"--levels: there is no level {', '.join(sorted(unknown))}; choose from {', '.join(tasks.LEVELS)}")
+
+
+def check_controls(args: argparse.Namespace) -> None:
+    """A control that the method does not notice would be a run that is taken for another one."""
+    recipe = dagrpo.METHODS.get(args.method)  # None: sft
+    masks, mixes = bool(recipe and recipe.rectify), bool(recipe is None or recipe.anchors)
+    if args.random_mask and not masks:
+        fail(f"--random-mask is for methods that mask: {args.method} does not")
+    if args.reward_is_score and recipe is None:
+        fail("--reward-is-score is for methods with rewards: sft has none")
+    if args.score_noise and not (masks or args.reward_is_score):
+        fail(f"--score-noise is for methods that read scores: {args.method} does not")
+    if args.score_noise and args.scorer != "rule":
+        fail("--score-noise is for the rule scorer: a judge has noise of its own")
+    if args.anchor_flaw and not mixes:
+        fail(f"--anchor-flaw is for methods with demonstrations: {args.method} has none")
+    if args.anchor_flaw and args.data:
+        fail("--anchor-flaw spoils demonstrations of the built-in task: leave --data out")
 
 
 def make_recipe(args: argparse.Namespace) -> Recipe | None:

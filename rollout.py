@@ -168,8 +168,9 @@ def sample_groups(
     logp, entropy = torch.zeros((2, *tokens.shape), device=policy.device)  # (N, T) each
     cache = kvcache.prompt_cache(policy, prompt_ids, prompt_mask, group, kvcache.Growing)
     cache = cache or kvcache.empty_cache(policy, kvcache.Growing)
-    rows, ids, attention, start = torch.arange(len(group)), prompt_ids[group], prompt_mask[group].long(), 0
-    while len(rows) and start < max_new_tokens:  # n rows that have not ended, and what they have so far, (n, P + start)
+    rows = torch.arange(len(group), device=policy.device)  # (n,) that have not ended
+    ids, attention, start = prompt_ids[group], prompt_mask[group].long(), 0  # what they have so far, (n, P + start)
+    while len(rows) and start < max_new_tokens:
         recorder = _Recorder(temperature)
         ids = _generate(policy, ids, attention, cache, max_new_tokens - start, greedy, recorder)
         new = ids[:, attention.shape[1] :]  # (n, t)
@@ -180,12 +181,8 @@ def sample_groups(
         entropy[rows, start:end] = torch.stack(recorder.entropy, dim=1)
         going = (new != policy.eos_id).all(dim=1).nonzero().squeeze(1)  # (n,) to fewer
         cache.batch_select_indices(going)
-        rows, ids, attention, start = (
-            rows[going.cpu()],
-            ids[going],
-            pad(attention, (0, end - start), value=1)[going],
-            end,
-        )
+        attention = pad(attention, (0, end - start), value=1)
+        rows, ids, attention, start = rows[going], ids[going], attention[going], end
     mask, ended = completion_mask(tokens[:, :start], policy.eos_id)
     return Rollouts(
         problems=problems,

@@ -80,6 +80,7 @@ BY_RECIPE += ("multi_objective_aggregation", "top_entropy_quantile", "entropy_co
 BY_RECIPE += ("off_policy_mask_threshold", "use_bias_correction_kl")
 # of train.py: what is not done here
 REFUSED = ("resume", "insist", "lora_rank", "anchor_when", "extra_anchor", "overlong_buffer", "scale", "divisor")
+REFUSED += ("random_mask", "reward_is_score")
 IGNORED = ("micro_batch_tokens", "show_every", "log_rollouts_every")
 OURS = "dagrpo/"  # in TRL's log; behind it the names are those of metrics.csv
 

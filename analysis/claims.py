@@ -146,20 +146,21 @@ def verdict(answers: list[Answer], p: float) -> str:
 
 
 def show(table: Table) -> str:
-    """The claims as a table in Markdown, with dr_grpo as GRPO, then with grpo, then what was asked further."""
+    """The claims as a table in Markdown, with dr_grpo as GRPO; below, without verdict, with grpo, and what is further.
+
+    p in brackets is not corrected.
+    """
     lines = ["| claim | compared | seeds | effect [95 % interval] | p (Holm) | verdict |", "| --- " * 6 + "|"]
-    for baseline in ("dr_grpo", "grpo"):
-        answers = [
-            a for claim in claims(baseline) if baseline in (*claim.labels, "dr_grpo") and (a := answer(claim, table))
-        ]
-        names = dict.fromkeys(a.claim.name for a in answers)
-        weakest = {name: max(a.p for a in answers if a.claim.name == name) for name in names}
-        corrected = holm(weakest, CLAIMS)
-        for a in answers:
-            parts = [other for other in answers if other.claim.name == a.claim.name]
-            told = verdict(parts, corrected[a.claim.name]) if baseline == "dr_grpo" else ""
-            lines.append(line(a, f"{corrected[a.claim.name]:.3f}" if told else f"({a.p:.3f})", told))
-    lines += [line(a, f"({a.p:.3f})", "") for claim in further() if (a := answer(claim, table))]
+    parts: dict[str, list[Answer]] = {}  # a claim's name -> its parts
+    for claim in claims("dr_grpo"):
+        if found := answer(claim, table):
+            parts.setdefault(claim.name, []).append(found)
+    corrected = holm({name: max(a.p for a in answers) for name, answers in parts.items()}, CLAIMS)
+    for name, answers in parts.items():
+        told = verdict(answers, corrected[name])
+        lines += [line(a, f"{corrected[name]:.3f}", told) for a in answers]
+    beside = [claim for claim in claims("grpo") if "grpo" in claim.labels] + further()
+    lines += [line(a, f"({a.p:.3f})", "") for claim in beside if (a := answer(claim, table))]
     return "\n".join(lines)
 
 

@@ -13,19 +13,19 @@ Writes into --out: curves.png, curves.csv (exactly what is drawn), curves.txt (t
 
 from __future__ import annotations
 
-import csv
 import shlex
 import sys
 import textwrap
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no window, always the Agg canvas
 from matplotlib.ticker import MaxNLocator
 
-from analysis.table import Run, by_method, read_runs, t_interval
-from cli import Parser, fail
+from analysis.saved import main_of_runs, read_rows, write_rows
+from analysis.table import Run, by_method, t_interval
+from cli import fail
 
 
 @dataclass(frozen=True)
@@ -96,29 +96,10 @@ def curve(name: str, method: str, runs: list[Run], smooth: int) -> list[Point]:
     return points
 
 
-def write_csv(points: list[Point], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(field.name for field in fields(Point))
-        for point in points:
-            writer.writerow(f"{x:.6g}" if isinstance(x, float) else x for x in astuple(point))
-
-
 def read_csv(path: Path) -> list[Point]:
-    def optional(cell: str) -> float | None:
-        return float(cell) if cell else None
-
-    kinds = {"panel": str, "method": str, "step": int, "mean": float, "seeds": int, "smooth": int}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        points = [Point(**{f.name: kinds.get(f.name, optional)(row[f.name]) for f in fields(Point)}) for row in rows]
-    except OSError as error:
-        fail(f"--from-csv {path}: cannot be read ({error.strerror})")
-    except (KeyError, ValueError, TypeError):
-        fail(f"--from-csv {path}: this is not a curves.csv of this program, or it is damaged")
-    if not points or {point.panel for point in points} - set(PANELS):
-        fail(f"--from-csv {path}: there is nothing to draw in it, or panels that this program does not know")
+    points = read_rows(Point, path)
+    if unknown := {point.panel for point in points} - set(PANELS):
+        fail(f"{path}: this program does not know its panels {', '.join(sorted(unknown))}")
     return points
 
 
@@ -191,7 +172,7 @@ def write(runs: list[Run], smooth: int, out: Path, argv: list[str]) -> None:
     """curves.csv, and the caption: what a reader of the figure has to know, and how to draw it again."""
     groups = by_method(runs)
     points = [p for name in PANELS for method, group in groups.items() for p in curve(name, method, group, smooth)]
-    write_csv(points, out / "curves.csv")
+    write_rows(points, out / "curves.csv")
     panels = "; ".join(f"{panel.title.lower()} ({panel.unit})" for panel in PANELS.values())
     lines = [
         f"Training curves against the step: {panels}.",
@@ -213,33 +194,8 @@ def write(runs: list[Run], smooth: int, out: Path, argv: list[str]) -> None:
     (out / "curves.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def build_parser() -> Parser:
-    parser = Parser(prog="python -m analysis.curves", description=__doc__)
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders of train.py")
-    parser.add_argument("--out", metavar="DIR", help="where to write [runs/figures; of --from-csv: beside the CSV]")
-    parser.add_argument("--smooth", type=int, default=10, metavar="N", help="steps of the running mean; 1: none")
-    parser.add_argument("--from-csv", metavar="FILE", help="draw this curves.csv, without the runs")
-    return parser
-
-
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    args = build_parser().parse_args(argv)
-    if bool(args.runs) == bool(args.from_csv):
-        fail("give the run folders of train.py, or --from-csv FILE, one of the two")
-    if args.smooth < 1:
-        fail(f"--smooth must be at least 1, not {args.smooth} (1: no smoothing)")
-    source = Path(args.from_csv) if args.from_csv else None
-    out = Path(args.out or (source.parent if source else "runs/figures"))
-    runs = [] if source else read_runs(map(Path, args.runs))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if source is None:
-            write(runs, args.smooth, out, argv)
-        draw(read_csv(source or out / "curves.csv")).savefig(out / "curves.png", dpi=120)
-    except OSError as error:
-        fail(f"--out {out}: cannot be written ({error.strerror}); choose another folder")
-    print(f"written: {out / 'curves.png'}" + ("" if source else ", curves.csv, curves.txt"))
+    main_of_runs("curves", __doc__, write, lambda path: draw(read_csv(path)), argv, default_out="runs/figures")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,10 +38,11 @@ from matplotlib.figure import Figure
 
 import dagrpo
 from analysis import curves
-from analysis.conflict import MASKED, MASKS, NONE, RANDOM, random_mask, read_rows, write_rows
 from analysis.curves import COLOURS, common_steps, count, draw_legend, draw_line, running_mean
-from analysis.table import Run, by_method, read_runs, t_interval
-from cli import Parser, fail, progress
+from analysis.gradients import MASKED, MASKS, NONE, RANDOM, chance_mask
+from analysis.saved import main_of_runs, read_rows, write_rows
+from analysis.table import Run, by_method, t_interval
+from cli import fail, progress
 
 PANELS = {
     "shared tokens": "share of the tokens",
@@ -122,7 +122,8 @@ def read_groups(folder: Path) -> Iterator[dict[str, Any]]:
 
 def tallies_of(run: Run) -> dict[tuple[str, int, str], np.ndarray]:
     """(mask, step, level) -> the tallies of its groups with signal, summed. Raises ValueError on a damaged file."""
-    recipe, delta, rng = run.config.get("recipe") or {}, run.config.get("delta", 3.0), np.random.default_rng(0)
+    recipe, delta = run.config.get("recipe") or {}, run.config.get("delta", 3.0)
+    torch.manual_seed(0)  # of the random masks
     found: dict[tuple[str, int, str], np.ndarray] = {}
     for group in read_groups(run.folder):
         try:
@@ -137,7 +138,7 @@ def tallies_of(run: Run) -> dict[tuple[str, int, str], np.ndarray]:
             continue
         # of the three divisors only this one differs between the rows of an update; a common factor cancels out
         rows = np.array([max(len(row), 1) for row in tokens]) if recipe.get("divisor") == "sequence" else 1  # (G,)
-        for mask, kept in zip(MASKS, (True, random_mask(A, keep, rng), keep), strict=True):
+        for mask, kept in zip(MASKS, (True, chance_mask(A, keep), keep), strict=True):
             key = (mask, step, level)
             found[key] = found.get(key, 0) + tally(tokens, A / rows * kept)
     if not found:
@@ -301,36 +302,18 @@ def tell(points: list[Point]) -> str:
     return "\n".join(lines)
 
 
-def build_parser() -> Parser:
-    parser = Parser(prog="python -m analysis.shared", description=__doc__)
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders of train.py")
-    parser.add_argument("--out", metavar="DIR", help="where to write [runs/shared; of --from-csv: beside the CSV]")
-    parser.add_argument("--smooth", type=int, default=10, metavar="N", help="steps of the running mean; 1: none")
-    parser.add_argument("--from-csv", metavar="FILE", help="draw this shared.csv, without the runs")
-    return parser
+def write(runs: list[Run], smooth: int, out: Path, argv: list[str]) -> None:
+    points = measure(runs, smooth)
+    print(tell(points))
+    write_rows(points, out / "shared.csv")
+    (out / "shared.txt").write_text(caption(runs, out, smooth, argv), encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    args = build_parser().parse_args(argv)
-    if bool(args.runs) == bool(args.from_csv):
-        fail("give the run folders of train.py, or --from-csv FILE, one of the two")
-    if args.smooth < 1:
-        fail(f"--smooth must be at least 1, not {args.smooth} (1: no smoothing)")
-    source = Path(args.from_csv) if args.from_csv else None
-    out = Path(args.out or (source.parent if source else "runs/shared"))
-    runs = [] if source else read_runs(map(Path, args.runs))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if source is None:
-            points = measure(runs, args.smooth)
-            print(tell(points))
-            write_rows(points, out / "shared.csv")
-            (out / "shared.txt").write_text(caption(runs, out, args.smooth, argv), encoding="utf-8")
-        draw(read_rows(Point, source or out / "shared.csv")).savefig(out / "shared.png", dpi=80)
-    except OSError as error:
-        fail(f"--out {out}: cannot be written ({error.strerror}); choose another folder")
-    print(f"written: {out / 'shared.png'}" + ("" if source else ", shared.csv, shared.txt"))
+    def redraw(path: Path) -> Figure:
+        return draw(read_rows(Point, path))
+
+    main_of_runs("shared", __doc__, write, redraw, argv, default_out="runs/shared", dpi=80)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,17 @@ import anchors as anchoring
 import dagrpo
 import rollout
 import tasks
-from analysis import conflict
-from analysis.conflict import Group, Point, Response, cosines, net_share, plane, random_mask, sides_cosine
+from analysis import conflict, conflict_figures, conflict_points, gradients, saved
+from analysis.conflict_figures import Response
+from analysis.conflict_points import Point
+from analysis.gradients import Group, chance_mask, cosines, net_share, plane, sides_cosine
 
 ALL = np.array([True, True])
 UP_DOWN = np.array([0.5, -0.5])
 
 
 def products(*vectors):
-    return conflict.gram(torch.tensor(vectors, dtype=torch.float32))
+    return gradients.gram(torch.tensor(vectors, dtype=torch.float32))
 
 
 def make_group(vectors, A, S, keep=None, shared=None, level="1", anchor=None, texts=None):
@@ -112,9 +114,9 @@ def test_plane_holds_flat_vectors_as_they_are():
 
 def test_random_mask_keeps_as_many_of_each_side():
     A, keep = np.array([0.5, 0.5, 0.5, -0.3, -0.3, -0.3]), np.array([True, True, False, True, False, False])
-    rng, seen = np.random.default_rng(0), set()
+    seen = set()
     for _ in range(100):
-        mask = random_mask(A, keep, rng)
+        mask = chance_mask(A, keep)
         assert mask[:3].sum() == 2 and mask[3:].sum() == 1
         seen.add(tuple(mask))
     assert len(seen) == 9  # every such mask comes up
@@ -149,7 +151,7 @@ def slow_gradient(policy, rollouts, row, weight):
 @pytest.mark.parametrize("divisor", ["constant", "sequence", "tokens"])
 def test_gradients_are_those_of_each_row_alone(tiny, sampled, divisor):
     weight = dagrpo.divisor_weights(sampled.mask, divisor, 10)
-    found = conflict.response_gradients(tiny, sampled, torch.arange(6), weight)
+    found = gradients.response_gradients(tiny, sampled, torch.arange(6), weight)
     for row in range(6):
         assert_close(found[row], slow_gradient(tiny, sampled, row, weight), rtol=1e-3, atol=1e-6)
     assert torch.equal(found[0], found[2]) and found[0].abs().max() > 0
@@ -160,7 +162,7 @@ def test_equal_responses_in_different_groups_are_different_rows(tiny, sampled):
     same[3], mask = same[0], sampled.mask.clone()
     mask[3] = mask[0]
     changed = replace(sampled, tokens=same, mask=mask)
-    found = conflict.response_gradients(tiny, changed, torch.tensor([0, 3]), mask.float())
+    found = gradients.response_gradients(tiny, changed, torch.tensor([0, 3]), mask.float())
     assert not torch.allclose(found[0], found[1])
 
 
@@ -173,19 +175,19 @@ def test_weighted_gradients_add_up_to_that_of_the_loss(tiny, sampled, method):
     logp, _ = rollout.token_logprobs(tiny, sampled, torch.arange(6))
     update = replace(update, logp_old=logp.detach())
     parts = torch.autograd.grad(dagrpo.policy_loss(logp, update, recipe), list(tiny.model.parameters()))
-    found = conflict.response_gradients(tiny, sampled, torch.arange(6), update.weight)
+    found = gradients.response_gradients(tiny, sampled, torch.arange(6), update.weight)
     assert_close((A * keep).flatten() @ found, -torch.cat([p.flatten() for p in parts]), rtol=1e-3, atol=1e-6)
 
 
 def test_gram_in_parts_is_gram(monkeypatch):
     vectors = torch.randn(4, 70)
-    assert_close(torch.tensor(conflict.gram(vectors)), (vectors @ vectors.T).double(), rtol=1e-5, atol=1e-5)
+    assert_close(torch.tensor(gradients.gram(vectors)), (vectors @ vectors.T).double(), rtol=1e-5, atol=1e-5)
 
 
 def test_shared_text_of_pairs():
     tokens = torch.tensor([[1, 2, 3, 0], [1, 2, 4, 3], [5, 2, 3, 0]])
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0]]).bool()
-    shared = conflict.shared_text(tokens, mask)
+    shared = gradients.shared_text(tokens, mask)
     assert shared[0].tolist() == pytest.approx([1, 4 / 7, 0]) and shared[1, 2] == 0
 
 
@@ -197,34 +199,34 @@ def settings_of(**changes):
 def test_groups_and_batches_are_those_of_the_same_gradients(tiny, monkeypatch):
     """The batch's net share from its 6 sums equals that of all its terms at once."""
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]])  # the second group has signal by its anchor
-    monkeypatch.setattr(conflict.scoring, "rewards", lambda rollouts: rewards)
+    monkeypatch.setattr(gradients.scoring, "rewards", lambda rollouts: rewards)
     some, args = tasks.arithmetic("train", 2, levels={"1": tasks.LEVELS["1"]}), settings_of()
-    measured = conflict.measure(tiny, some, args, np.random.default_rng(0))
-    assert [len(measured.groups[setup]) for setup in (conflict.ROLLOUTS, conflict.MIXED)] == [1, 2]
-    alone = measured.groups[conflict.ROLLOUTS][0]
-    assert measured.batches[conflict.ROLLOUTS][0][0] == pytest.approx(
+    measured = gradients.measure(tiny, some, args)
+    assert [len(measured.groups[setup]) for setup in (gradients.ROLLOUTS, gradients.MIXED)] == [1, 2]
+    alone = measured.groups[gradients.ROLLOUTS][0]
+    assert measured.batches[gradients.ROLLOUTS][0][0] == pytest.approx(
         net_share(alone.gram, alone.A, np.full(3, True)), abs=1e-4
     )
     torch.manual_seed(0)
-    mixed = measured.groups[conflict.MIXED][0]
+    mixed = measured.groups[gradients.MIXED][0]
     assert mixed.is_anchor.tolist() == [False, False, True] and mixed.texts[2] == some[0].demo
     assert pytest.approx([1 / 3, -2 / 3, 1 / 3]) == mixed.A
 
 
 def test_a_batch_sums_its_groups_before_it_takes_the_share(tiny, monkeypatch):
     monkeypatch.setattr(
-        conflict.scoring, "rewards", lambda r: torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 1.0]])
+        gradients.scoring, "rewards", lambda r: torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 1.0]])
     )
     some, args = tasks.arithmetic("train", 2, levels={"1": tasks.LEVELS["1"]}), settings_of()
     prepared, _ = anchoring.prepare(tiny, some, 24)
     torch.manual_seed(5)
-    found = conflict.measure(tiny, some, args, np.random.default_rng(0)).batches[conflict.ROLLOUTS][0][0]
+    found = gradients.measure(tiny, some, args).batches[gradients.ROLLOUTS][0][0]
     torch.manual_seed(5)
     rollouts = anchoring.mix(tiny, rollout.sample_groups(tiny, some, [3, 3], 24), prepared, 4)
     rows = torch.tensor([0, 1, 2, 4, 5, 6])
-    gradients = conflict.response_gradients(tiny, rollouts, rows, rollouts.mask.float())
+    each = gradients.response_gradients(tiny, rollouts, rows, rollouts.mask.float())
     A = torch.tensor([2.0, -1.0, -1.0, -1.0, 2.0, -1.0])
-    up, down = (A.clamp(min=0) @ gradients), (A.clamp(max=0) @ gradients)
+    up, down = (A.clamp(min=0) @ each), (A.clamp(max=0) @ each)
     assert found == pytest.approx(((up + down).norm() / (up.norm() + down.norm())).item(), abs=1e-4)
 
 
@@ -234,20 +236,22 @@ def test_a_batch_sums_its_groups_before_it_takes_the_share(tiny, monkeypatch):
 def test_pairs_are_every_positive_with_every_negative():
     shared = np.arange(16).reshape(4, 4) / 16
     group = make_group([[1.0, 0], [0, 1.0], [1.0, 0], [1.0, 1]], [0.5, -0.5, 0.5, -0.5], [10, 1, 4.5, 3], shared=shared)
-    found = {tuple(row) for row in conflict.pairs(group).round(3).tolist()}
+    found = {tuple(row) for row in conflict_points.pairs(group).round(3).tolist()}
     half = round(math.sqrt(0.5), 3)
     assert found == {(9, 0.062, 0), (7, 0.188, half), (3.5, 0.562, 0), (1.5, 0.688, half)}
 
 
 def test_binned_means():
     x, y = np.array([0.0, 0.9, 1.0, 2.0, 3.0]), np.array([1.0, 3.0, 5.0, 7.0, 9.0])
-    assert conflict.binned(x, y, (0, 1, 2, 2.5, 3)) == pytest.approx([2, 5, 7, 9])
-    assert math.isnan(conflict.binned(x[:2], y[:2], (0, 1, 2))[1])
+    assert conflict_points.binned(x, y, (0, 1, 2, 2.5, 3)) == pytest.approx([2, 5, 7, 9])
+    assert math.isnan(conflict_points.binned(x[:2], y[:2], (0, 1, 2))[1])
 
 
 def test_bootstrap_of_a_mean_has_the_width_of_the_normal_interval():
     values = np.random.default_rng(1).normal(size=400)
-    found, low, high = conflict.bootstrap(lambda i: [values[i].mean()], 400, np.random.default_rng(0), draws=2000)
+    found, low, high = conflict_points.bootstrap(
+        lambda i: [values[i].mean()], 400, np.random.default_rng(0), draws=2000
+    )
     assert found[0] == pytest.approx(values.mean()) and (high - low)[0] == pytest.approx(2 * 1.96 / 20, rel=0.15)
 
 
@@ -260,14 +264,14 @@ def test_bootstrap_takes_whole_groups_not_pairs():
     ]
     spans = []
     for groups in (few, many):
-        points = conflict.pair_points("m", "1", groups, np.random.default_rng(0))
+        points = conflict_points.pair_points("m", "1", groups, np.random.default_rng(0))
         spans.append([(p.mean, p.low, p.high) for p in points if p.name == "score gap"])
     assert np.array(spans[0]) == pytest.approx(np.array(spans[1]), abs=0.15)
 
 
 def test_c7_is_negative_where_close_scores_go_with_like_gradients():
     groups = [make_group([[1.0, 0], [c, 1 - c]], [0.5, -0.5], [10, 10 - 9 * (1 - c)]) for c in np.linspace(0, 1, 12)]
-    points = conflict.summarise("m", conflict.Measured({conflict.ROLLOUTS: groups}, {conflict.ROLLOUTS: []}),
+    points = conflict_points.summarise("m", gradients.Measured({gradients.ROLLOUTS: groups}, {gradients.ROLLOUTS: []}),
                                 np.random.default_rng(0))  # fmt: skip
     gap = next(p for p in points if p.name == "score gap")
     assert gap.mean == pytest.approx(-1) and gap.high <= -0.9 and gap.n == 12
@@ -276,13 +280,13 @@ def test_c7_is_negative_where_close_scores_go_with_like_gradients():
 def test_bins_count_their_groups_and_need_five():
     groups = [make_group([[1.0, 0], [0, 1.0]], [0.5, -0.5], [10, 1]) for _ in range(6)]
     groups += [make_group([[1.0, 0], [0, 1.0]], [0.5, -0.5], [4.5, 1]) for _ in range(4)]
-    points = conflict.pair_points("m", "all", groups, np.random.default_rng(0))
+    points = conflict_points.pair_points("m", "all", groups, np.random.default_rng(0))
     assert [(p.x, p.n) for p in points if p.panel == "gap"] == [(9, 6)]
 
 
 def test_net_points_compare_the_same_groups():
     alike = make_group([[1.0, 0], [1.0, 0], [0, 1.0]], [0.6, -0.3, -0.3], [10, 9, 1], keep=[True, False, True])
-    points = conflict.net_points("m", conflict.ROLLOUTS, "all", [alike] * 3, np.random.default_rng(0))
+    points = conflict_points.net_points("m", gradients.ROLLOUTS, "all", [alike] * 3, np.random.default_rng(0))
     found = {p.name: p for p in points if p.panel != "sides"}
     before, after = net_share(alike.gram, alike.A, np.full(3, True)), net_share(alike.gram, alike.A, alike.keep)
     assert found["none"].mean == pytest.approx(before) and found["Eq. 8-9"].mean == pytest.approx(after)
@@ -299,9 +303,9 @@ def test_examples_are_an_easy_a_mixed_and_a_hard_group():
 
     on = [group(6, "1"), group(7, "2", masked=True), group(4, "3"), group(1, "5")]
     mixed = [group(1, "4", anchor=True), group(1, "5", anchor=True), group(2, "5", anchor=True)]
-    found = conflict.examples({conflict.ROLLOUTS: on, conflict.MIXED: mixed})
+    found = conflict_figures.examples({gradients.ROLLOUTS: on, gradients.MIXED: mixed})
     assert found["easy"] is on[1] and found["mixed"] is on[2] and found["hard, with anchor"] is mixed[1]
-    assert set(conflict.examples({conflict.ROLLOUTS: on[:1], conflict.MIXED: []})) == {"easy"}
+    assert set(conflict_figures.examples({gradients.ROLLOUTS: on[:1], gradients.MIXED: []})) == {"easy"}
 
 
 # ---------------------------------------------------------------------------------------- files
@@ -310,16 +314,16 @@ def test_examples_are_an_easy_a_mixed_and_a_hard_group():
 def test_csv_round_trip(tmp_path):
     points = [Point("gap", "a, b", "rollouts", "all", "cosine", 1.5, 0.25, -0.5, 0.5, 7)]
     points += [Point("net", 'q"q', "with anchor", "1", "none", None, 1e-9, 0.0, 1.0, 8)]
-    conflict.write_rows(points, tmp_path / "p.csv")
-    assert conflict.read_rows(Point, tmp_path / "p.csv") == points
+    saved.write_rows(points, tmp_path / "p.csv")
+    assert saved.read_rows(Point, tmp_path / "p.csv") == points
     rows = [Response("easy", "m", "1", "1+1=\n", text, 4.5, -0.25, False, True, "1 2") for text in ("#1,", "")]
-    conflict.write_rows(rows, tmp_path / "r.csv")
-    assert conflict.read_rows(Response, tmp_path / "r.csv") == rows
+    saved.write_rows(rows, tmp_path / "r.csv")
+    assert saved.read_rows(Response, tmp_path / "r.csv") == rows
 
 
 def test_command_writes_figures_that_redraw_from_the_csv(tiny_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(conflict, "DRAWS", 20)
-    monkeypatch.setattr(conflict.bootstrap, "__defaults__", (20,))
+    monkeypatch.setattr(conflict_points.bootstrap, "__defaults__", (20,))
     levels = {name: tasks.LEVELS[name] for name in ("1", "2")}
     monkeypatch.setattr(conflict.tasks.arithmetic, "__defaults__", (0, levels))
     out, again = tmp_path / "out", tmp_path / "again"
@@ -338,12 +342,12 @@ def figure_points():
     points = [Point(panel, m, "rollouts", "all", name, x, 0.5, 0.4, 0.7, 9)
               for m in ("warm_start", "a, step 1", "a, step 2") for panel, name, x in rows]  # fmt: skip
     return points + [Point("net", m, setup, "all", mask, None, 0.6, 0.5, 0.8, 9)
-                     for m in ("warm_start", "a, step 1", "a, step 2") for setup in conflict.NET_PANELS
-                     for mask in conflict.MASKS]  # fmt: skip
+                     for m in ("warm_start", "a, step 1", "a, step 2") for setup in conflict_figures.NET_PANELS
+                     for mask in gradients.MASKS]  # fmt: skip
 
 
 def test_the_figure_draws_the_last_step_of_a_method_and_every_policy():
-    figure = conflict.draw(figure_points())
+    figure = conflict_figures.draw(figure_points())
     gap, net = figure.axes[0], figure.axes[1]
     assert [text.get_text() for text in gap.get_legend().get_texts()] == ["warm_start", "a, step 2"]
     assert [text.get_text() for text in net.get_xticklabels()] == ["warm_start", "a\nstep 1", "a\nstep 2"]
@@ -352,7 +356,7 @@ def test_the_figure_draws_the_last_step_of_a_method_and_every_policy():
 
 def test_masked_responses_are_hatched_and_hollow():
     group = make_group([[1.0, 0.2], [0.5, 1], [0.1, -1]], [0.6, -0.3, -0.3], [10, 9, 1], keep=[True, False, True])
-    figure = conflict.draw_groups(conflict.responses("easy", "m", group))
+    figure = conflict_figures.draw_groups(conflict_figures.responses("easy", "m", group))
     assert len(figure.axes[0].patches) == 0 and len(figure.axes[1].patches) == 5  # a row and a column of three
     faces = [line.get_markerfacecolor() for line in figure.axes[3].lines if line.get_marker() in "^v"]
     assert [face == "white" for face in faces] == [False, True, False]

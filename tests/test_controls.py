@@ -95,6 +95,10 @@ def test_training_takes_every_control(tiny_folder, tmp_path, name):
         (["--score-noise", "-1"], "at least 0"),
         (["--score-noise", "1", "--scorer", "local", "--judge-model", "x"], "rule scorer"),
         (["--anchor-flaw", "steps", "--data", "x.jsonl"], "leave --data out"),
+        (["--random-mask", "--method", "dr_grpo"], "methods that mask"),
+        (["--score-noise", "1", "--method", "dr_grpo"], "methods that read scores"),
+        (["--reward-is-score", "--method", "sft"], "methods with rewards"),
+        (["--anchor-flaw", "steps", "--method", "dagrpo_on"], "methods with demonstrations"),
     ],
 )
 def test_a_control_that_cannot_work_is_refused(capsys, given, why):

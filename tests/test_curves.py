@@ -88,7 +88,7 @@ def test_running_mean_is_of_the_last_n_and_passes_over_empty_cells():
 
 def test_t_interval_of_known_values():
     mean, half = table.t_interval([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert mean == 3 and half == pytest.approx(2.776 * math.sqrt(2.5 / 5))
+    assert mean == 3 and half == pytest.approx(2.7764451 * math.sqrt(2.5 / 5))
     assert table.t_interval([7.0]) == (7.0, None)
 
 
@@ -335,7 +335,7 @@ def test_other_bad_input_gets_one_line(tmp_path, capsys):
     assert "one of the two" in one_error(capsys, curves.main)
     assert "one of the two" in one_error(capsys, curves.main, run, "--from-csv", file)
     assert "--smooth" in one_error(capsys, curves.main, run, "--smooth", "0")
-    assert "not a curves.csv" in one_error(capsys, curves.main, "--from-csv", file)
+    assert "not a CSV that this program" in one_error(capsys, curves.main, "--from-csv", file)
     assert "cannot be read" in one_error(capsys, curves.main, "--from-csv", tmp_path / "none.csv")
     assert "cannot be written" in one_error(capsys, curves.main, run, "--out", file / "below")
     assert "cannot be written" in one_error(capsys, table.main, run, "--csv", file / "below")

@@ -476,6 +476,7 @@ BAD = {
     "holds a run": (["--out", "{run}"], "already holds a run"),
     "not done": (["--lora-rank", "4"], "--lora-rank is not done on TRL"),
     "resume": (["--resume"], "--resume is not done on TRL"),
+    "a control": (["--random-mask"], "--random-mask is not done on TRL"),
     "uneven updates": (["--batch-prompts", "3"], "cannot be split into --updates-per-batch 2"),
     "unknown field": (["--trl", "vllm=true"], "--trl vllm=true: not a field of GRPOConfig"),
     "no value": (["--trl", "use_vllm"], "--trl use_vllm: not a field"),
