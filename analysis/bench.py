@@ -47,7 +47,6 @@ from policy import Policy
 from rollout import Rollouts
 
 WARM = 1  # steps that are not counted
-ROUNDS = ("trl", "all", "kept", "generate")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Case:
     micro_batch_tokens: int = 2048
     checkpointing: bool = False
     steps: int = 2
-    who: str = "all"  # of ROUNDS
+    who: str = "all"  # of CHILDREN
 
 
 # ---------------------------------------------------------------------------------------- in a process of its own
@@ -233,8 +232,8 @@ def measure(case: Case) -> dict[str, float]:
 
 def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
     """Medians over the rounds, and the ratios, each the median of its ratio in the rounds: above 1 is faster here."""
-    names = {who: rounds[0][who] for who in rounds[0]}
-    whole = {who: {n: statistics.median(r[who][n] for r in rounds) for n in figures} for who, figures in names.items()}
+    first = rounds[0].items()
+    whole = {who: {name: statistics.median(r[who][name] for r in rounds) for name in found} for who, found in first}
 
     def ratio(of: Callable[[dict[str, dict[str, float]]], float]) -> float:
         return statistics.median(map(of, rounds))
@@ -303,7 +302,7 @@ def main(argv: list[str] | None = None) -> None:
     case = Case(**{name: getattr(args, name) for name in asdict(Case()) if name != "who"})
     rounds = []
     for _ in progress(range(args.rounds), desc="rounds", unit="round"):
-        rounds.append({who: measure(replace(case, who=who)) for who in (*ROUNDS, "limits")})
+        rounds.append({who: measure(replace(case, who=who)) for who in CHILDREN})
         if args.json:  # as it goes
             write(case, rounds, Path(args.json))
     print(table(write(case, rounds, args.json and Path(args.json)), case.prompts * case.group_size))
