@@ -11,7 +11,7 @@ DEMO_STEPS := 80
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
 
-demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (about 8 minutes on two cores)
+demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (about 9 minutes on two cores)
 	$(PY) policy.py
 	for method in $(DEMO_METHODS); do \
 		$(PY) train.py --method $$method --steps $(DEMO_STEPS) --seed 0 --out $(DEMO)/$$method --resume || exit; \
@@ -22,7 +22,7 @@ demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (ab
 	$(PY) -m analysis.table $(DEMO_METHODS:%=$(DEMO)/%) --baseline "$(DEMO)/start.json:warm start"
 	@echo "The curves: $(DEMO)/figures/curves.png   One group, step by step: $(PY) dagrpo.py"
 
-test: .venv/ready  ## the tests (about 3 minutes)
+test: .venv/ready  ## the tests (about 5 minutes)
 	$(PY) -m pytest -m "not extra"
 
 test-all: test .venv/ready-extra  ## and those that kill processes, need an extra or real data; skips are listed

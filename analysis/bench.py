@@ -310,7 +310,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def write(case: Case, rounds: list[dict[str, dict[str, float]]], path: Path | None) -> dict[str, Any]:
     result = summary(rounds)
-    result |= {"machine": machine_share(case, result["medians"]), "case": asdict(case), "rounds": rounds}
+    result |= {"machine": machine_share(case, result["medians"]), "rounds": rounds}
+    result["case"] = asdict(case) | {"model": case.model and Path(case.model).name}
     result |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "cores": os.cpu_count()}
     if path:
         path.write_text(json.dumps(result["ratios"] | result, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The paper's claims C1-C6, each answered from the finished experiments: effect, 95 % interval, verdict.
+"""The paper's Table 1 in small, and its claims C1-C6, each answered: effect, 95 % interval, verdict.
 
 Every claim is a difference between two methods at the same seed: the same start, prompts and problems asked. The effect
 is its mean over seeds, the interval Student's t, and p is two-sided and corrected by Holm's method over the claims
@@ -12,7 +12,7 @@ that are tested here and C7, whose answer analysis/conflict.py gives. What count
 The baseline is dr_grpo, which is GRPO as section 6 of the paper has it; the same against grpo stands below it and is
 not part of the verdict. C5 says two things, and holds only if both do.
 
-    python -m analysis.claims              the table, from results/experiments/runs.csv
+    python -m analysis.claims              both tables, from results/experiments/runs.csv
 """
 
 from __future__ import annotations
@@ -164,6 +164,26 @@ def show(table: Table) -> str:
     return "\n".join(lines)
 
 
+def means(table: Table) -> str:
+    """Greedy accuracy of every label, mean over its seeds, best and second best marked: the paper's Table 1 in small.
+
+    Labels with fewer than three seeds are left out.
+    """
+    columns = {**{level: level.removeprefix("level ") for level in LEVELS}, "mean": "mean", "ood mean": "ood"}
+    lines = [f"| method | seeds | responses | {' | '.join(columns.values())} |", "| --- " * (3 + len(columns)) + "|"]
+    found = {label: {c: t_interval([run[c] for run in by_seed.values()]) for c in (*columns, "responses")}
+             for label, by_seed in table.items() if len(by_seed) > 2}  # fmt: skip
+    for label, row in found.items():
+        cells = []
+        for column in columns:
+            mean, half = row[column]
+            better = sum(other[column][0] > mean for other in found.values())
+            mark = ("**", "*", "")[min(better, 2)]
+            cells.append(f"{mark}{mean:.3f}{mark}" + (f" +-{half:.3f}" if "mean" in column else ""))
+        lines.append(f"| {label} | {len(table[label])} | {row['responses'][0]:.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def line(a: Answer, p: str, told: str) -> str:
     digits = 1 if a.claim.unit == "tokens" else 3
     low, high = a.mean - a.half, a.mean + a.half
@@ -195,7 +215,9 @@ def main(argv: list[str] | None = None) -> None:
         "--runs", default="results/experiments/runs.csv", metavar="FILE", help="of analysis.experiments"
     )
     args = parser.parse_args(argv)
-    print(show(read(Path(args.runs))))
+    table = read(Path(args.runs))
+    print("Greedy accuracy by level; +- half the 95 % interval over seeds; bold: best, italic: second best\n")
+    print(means(table) + "\n\n" + show(table))
 
 
 if __name__ == "__main__":
