@@ -1,6 +1,6 @@
 """controls.py: the random mask keeps as many of each side, noise and flaws are what they say, and train takes them."""
 
-import csv
+import json
 import math
 
 import pytest
@@ -72,21 +72,37 @@ def test_the_score_as_reward_goes_from_0_to_1(tiny, problems):
     torch.testing.assert_close(rewards * 9 + 1, scoring.scores(mixed))
 
 
-CONTROLS = {
-    "random mask": ["--method", "dagrpo_on", "--random-mask"],
-    "score as reward": ["--method", "dr_grpo", "--reward-is-score"],
-    "noise": ["--method", "dagrpo_on", "--score-noise", "2"],
-    "wrong steps": ["--method", "dagrpo", "--anchor-flaw", "steps"],
-    "wrong answer": ["--method", "dagrpo", "--anchor-flaw", "answer"],
-}
+def trained(tiny_folder, tmp_path, *flags):
+    """The groups of one step with these flags, as rollouts.jsonl has them."""
+    size = ["--steps", "1", "--batch-prompts", "4", "--group-size", "6", "--show-every", "0"]
+    train.main([*flags, *size, "--model", str(tiny_folder), "--out", str(tmp_path / "run")])
+    return [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").open()]
 
 
-@pytest.mark.parametrize("name", CONTROLS)
-def test_training_takes_every_control(tiny_folder, tmp_path, name):
-    size = ["--steps", "1", "--batch-prompts", "2", "--group-size", "4", "--show-every", "0"]
-    train.main([*CONTROLS[name], *size, "--model", str(tiny_folder), "--out", str(tmp_path / "run")])
-    row = next(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
-    assert int(row["anchors"]) == (2 if "wrong" in name else 0)
+def test_training_takes_the_random_mask(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(controls, "random_mask", lambda A, keep: torch.zeros_like(keep))
+    groups = trained(tiny_folder, tmp_path, "--method", "dagrpo", "--random-mask")
+    assert not any(keep for group in groups for keep in group["keep"])
+
+
+def test_training_takes_the_score_as_reward(tiny_folder, tmp_path):
+    for group in trained(tiny_folder, tmp_path, "--method", "dr_grpo", "--reward-is-score"):
+        rewards = torch.tensor([[(score - 1) / 9 for score in group["S"]]])
+        torch.testing.assert_close(torch.tensor([group["A"]]), dagrpo.group_advantages(rewards), atol=1e-6, rtol=1e-5)
+        assert set(group["R"]) <= {0, 1}, "what is reported is still whether the answer is right"
+
+
+def test_training_takes_the_noise(tiny_folder, tmp_path):
+    groups = trained(tiny_folder, tmp_path, "--method", "dagrpo", "--score-noise", "2")
+    between = [score for group in groups for score in group["S"] if (2 * score) % 1]  # the rule gives halves
+    assert len(between) > 4
+
+
+@pytest.mark.parametrize("flaw", controls.FLAWS)
+def test_training_takes_flawed_anchors_and_scores_against_the_right_demonstration(tiny_folder, tmp_path, flaw):
+    for group in trained(tiny_folder, tmp_path, "--method", "dagrpo", "--anchor-flaw", flaw):
+        assert group["is_anchor"][-1] and group["responses"][-1] != group["demonstration"]
+        assert group["R"][-1] == (flaw == "steps") and group["S"][-1] < 10
 
 
 @pytest.mark.parametrize(
