@@ -7,7 +7,7 @@ DEMO := runs/demo
 DEMO_METHODS := dr_grpo dagrpo_on dagrpo
 DEMO_STEPS := 80
 
-.PHONY: help demo test test-all lint format lock clean-demo
+.PHONY: help demo figures test test-all lint format lock clean-demo
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
 
@@ -21,6 +21,13 @@ demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (ab
 	$(PY) -m analysis.curves $(DEMO_METHODS:%=$(DEMO)/%) --out $(DEMO)/figures
 	$(PY) -m analysis.table $(DEMO_METHODS:%=$(DEMO)/%) --baseline "$(DEMO)/start.json:warm start"
 	@echo "The curves: $(DEMO)/figures/curves.png   One group, step by step: $(PY) dagrpo.py"
+
+figures: .venv/ready  ## redraw every figure in results/ from its CSV, and print the tables, without training
+	$(PY) -m analysis.curves --from-csv results/demo/curves.csv
+	$(PY) -m analysis.conflict --from-csv results/conflict/conflict.csv
+	$(PY) -m analysis.shared --from-csv results/shared/shared.csv
+	$(PY) -m analysis.soak --from-csv results/soak/soak.csv
+	$(PY) -m analysis.claims
 
 test: .venv/ready  ## the tests (about 5 minutes)
 	$(PY) -m pytest -m "not extra"
