@@ -203,8 +203,8 @@ def demonstration_backward(policy: Policy, pairs: list[tuple[str, str]], rows_at
 def warm_start_batches(settings: WarmStart) -> Iterator[list[tuple[str, str]]]:
     """Endless batches of (question, response) from the train split, with a few of the out-of-distribution forms."""
     rng = random.Random(f"warm start {settings.seed}")
-    seen = tasks.arithmetic("train", 400, seed=settings.seed)
-    ood = tasks.arithmetic("train", 400, seed=settings.seed, levels=tasks.OOD_LEVELS)
+    seen = tasks.arithmetic("train", 400)
+    ood = tasks.arithmetic("train", 400, levels=tasks.OOD_LEVELS)
     by_level = [[p for p in seen if p.level == level] for level in tasks.LEVELS]
     while True:
         batch = []
@@ -238,15 +238,23 @@ def train_warm_start(settings: WarmStart) -> Policy:
     return policy
 
 
+def _what_decides(settings: WarmStart) -> dict[str, Any]:
+    return {**asdict(settings), "levels": repr((tasks.LEVELS, tasks.OOD_LEVELS)), "characters": CHARACTERS}
+
+
+def warm_start_folder(settings: WarmStart, cache: Path = CACHE) -> Path:
+    """Where the warm start of these settings is, or will be."""
+    key = hashlib.sha256(json.dumps(_what_decides(settings), sort_keys=True).encode()).hexdigest()[:12]
+    return cache / key
+
+
 def warm_start(settings: WarmStart | None = None, cache: Path = CACHE) -> Path:
     """The folder of the warm start: trained now if it is not in the cache yet (same settings, same folder).
 
     Written aside and renamed, so that a killed run leaves no half model, and two runs at once do no harm.
     """
     settings = settings or WarmStart()
-    recipe = {**asdict(settings), "levels": repr((tasks.LEVELS, tasks.OOD_LEVELS)), "characters": CHARACTERS}
-    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
-    folder = cache / key
+    folder = warm_start_folder(settings, cache)
     if folder.exists():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
@@ -254,10 +262,11 @@ def warm_start(settings: WarmStart | None = None, cache: Path = CACHE) -> Path:
     policy = train_warm_start(settings)
     torch.set_rng_state(state)
     with tempfile.TemporaryDirectory(dir=cache) as aside:
-        save(policy, Path(aside) / key)
-        (Path(aside) / key / "warm_start.json").write_text(json.dumps(recipe, indent=1))
+        made = Path(aside) / folder.name
+        save(policy, made)
+        (made / "warm_start.json").write_text(json.dumps(_what_decides(settings), indent=1))
         try:
-            (Path(aside) / key).rename(folder)
+            made.rename(folder)
         except OSError:
             if not folder.exists():  # another run has been faster otherwise
                 raise

@@ -3,20 +3,23 @@
 Runs of train.py followed by eval.py, as many at once as there are cores, each in its folder. What is done is skipped,
 what was stopped goes on, so the same command can be given again and again. Everything is fixed here, in advance:
 
-    sweep        each method of the claims at three learning rates, judged on validation problems; the best rate is the
-                 method's own from there on; two seeds, 100 and 101, one for luffy and sft
+    sweep        each method of the claims at four learning rates, judged on validation problems; the best rate is the
+                 method's own from there on; two seeds, 100 and 101
     main         the methods of the claims, 15 seeds for grpo, dr_grpo, dagrpo_on and dagrpo, 5 for luffy and sft
     after_sft    dr_grpo from where sft ended (more SFT, then RL), 5 seeds
     controls     a random mask (15 seeds); dr_grpo with S as its reward (5)
     sweep_others, others    the other recipes: rates with one seed, then 3 seeds
-    ablations    delta, scorer noise, flawed anchors, anchors in hard groups, LUFFY's ratio, group sizes, high rates
+    rates        the methods of the claims and luffy at five learning rates, 3 seeds each: which survive?
+    ablations    delta, scorer noise, flawed anchors, anchors in hard groups, LUFFY's ratio, group sizes; 3 seeds
 
-A seed decides the order of prompts and the sampling. It does not decide where a run starts: all start from the one warm
-start, so what is found is found for that start. At the same seed all methods see the same prompts at the same step.
+A seed decides where a run starts, the order of prompts, and the sampling: each seed has a warm start of its own, from
+other initial weights, on other batches of the same problems. At the same seed all methods start from the same policy
+and see the same prompts at the same step. (An earlier series had one start for all seeds. Its intervals were about that
+start alone, and another machine, whose rounding differs, made another start, on which all methods were far better.)
 
     python -m analysis.experiments                     everything, in this order
     python -m analysis.experiments --stages main       a stage; those before it have to be done
-    python -m analysis.experiments --collect           only writes results/experiments/runs.csv from what is there
+    python -m analysis.experiments --collect           only writes the tables, from what is there
 """
 
 from __future__ import annotations
@@ -26,9 +29,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +42,14 @@ from analysis.table import Eval, Run, read_eval, read_run, t_interval
 from cli import Parser, fail, progress
 
 STEPS = 60
-SWEEP_RATES, SWEEP_SEEDS = ("1e-4", "3e-4", "1e-3"), (100, 101)
+SWEEP_RATES, SWEEP_SEEDS = ("3e-5", "1e-4", "3e-4", "1e-3"), (100, 101)
+RATES = ("3e-5", "1e-4", "2e-4", "3e-4", "1e-3")
 CLAIMED = ("grpo", "dr_grpo", "dagrpo_on", "dagrpo")  # 15 seeds
 FEWER = ("luffy", "sft")  # 5 seeds
 OTHERS = tuple(name for name in dagrpo.METHODS if name not in CLAIMED + FEWER)  # 3 seeds
-SETTINGS = ["--steps", str(STEPS), "--batch-prompts", "8", "--save-every", str(STEPS)]
+SETTINGS = ["--steps", str(STEPS), "--batch-prompts", "8", "--save-every", "20", "--keep", "3"]
 SETTINGS += ["--log-rollouts-every", "10", "--show-every", "0"]
+START = "import sys, policy; policy.warm_start(policy.WarmStart(seed=int(sys.argv[1])))"
 PROGRAM = "import sys, json, train, eval; a, b = json.loads(sys.argv[1]); train.main(a); eval.main(b)"
 LAST = 10  # steps that figures at the end of training are the mean of
 
@@ -80,8 +86,7 @@ def grid(rates: dict[str, str]) -> list[Job]:
         rate = ("--lr", rates.get(method, "?"))  # flags may name another one
         jobs.extend(Job(stage, label, method, seed, (*rate, *flags), after) for seed in range(seeds))
 
-    sweep("sweep", CLAIMED, SWEEP_SEEDS)
-    sweep("sweep", FEWER, SWEEP_SEEDS[:1])
+    sweep("sweep", CLAIMED + FEWER, SWEEP_SEEDS)
     for method in (*CLAIMED, *FEWER):
         add("main", method, method, 15 if method in CLAIMED else 5)
     add("after_sft", "sft then dr_grpo", "dr_grpo", 5, after="main/sft")
@@ -90,6 +95,9 @@ def grid(rates: dict[str, str]) -> list[Job]:
     sweep("sweep_others", OTHERS, SWEEP_SEEDS[:1])
     for method in OTHERS:
         add("others", method, method, 3)
+    for method in (*CLAIMED, "luffy"):
+        for rate in (rate for rate in RATES if rate != rates.get(method)):  # that one is main's
+            add("rates", f"{method}, rate {rate}", method, 3, "--lr", rate)
     for delta in ("0", "1", "2", "4", "5", "6"):  # 3 is main's
         add("ablations", f"delta {delta}", "dagrpo_on", 3, "--delta", delta)
     for sigma in ("1", "2", "4"):
@@ -102,9 +110,6 @@ def grid(rates: dict[str, str]) -> list[Job]:
     for size in ("4", "16"):  # 8 is main's
         for method in ("dr_grpo", "dagrpo_on", "dagrpo"):
             add("ablations", f"{method}, G {size}", method, 3, "--group-size", size)
-    for rate in ("3e-3", "1e-2"):
-        for method in CLAIMED:
-            add("ablations", f"{method}, rate {rate}", method, 2, "--lr", rate)
     return jobs
 
 
@@ -135,36 +140,58 @@ def done(folder: Path) -> bool:
 def command(job: Job, root: Path) -> list[str]:
     """A process of its own for train.py and eval.py, in which torch is imported once."""
     out = str(root / job.name)
-    begin = ["--init-from", str(root / job.after / f"seed{job.seed}")] if job.after else []
+    begin = ["--init-from", str(root / job.after / f"seed{job.seed}" if job.after else start_of(job.seed))]
     train = ["--method", job.method, "--seed", str(job.seed), "--out", out, "--resume", *SETTINGS, *job.flags, *begin]
     asked = ["--benchmarks", "validation"] if job.is_sweep else []
     return [sys.executable, "-c", PROGRAM, json.dumps([train, ["--model", out, "--k", "0", *asked]])]
 
 
+def start_of(seed: int) -> Path:
+    """The folder of a seed's warm start, whether it is there yet or not."""
+    return policies.warm_start_folder(policies.WarmStart(seed=seed))
+
+
+def make_start(seed: int, root: Path) -> str | None:
+    return call([sys.executable, "-c", START, str(seed)], root / "starts" / f"seed{seed}")
+
+
 def run(job: Job, root: Path) -> str | None:
-    """Runs a job; None if it went well, else the last line that it said. All of it is in log.txt."""
-    folder = root / job.name
+    return call(command(job, root), root / job.name)
+
+
+def call(command: list[str], folder: Path) -> str | None:
+    """Runs a command on one core; None if it went well, else the last line that it said. All of it is in log.txt."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("a") as log:
         one_core = os.environ | {"OMP_NUM_THREADS": "1"}
-        code = subprocess.run(command(job, root), stdout=log, stderr=subprocess.STDOUT, env=one_core).returncode
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=one_core).returncode
     if code == 0:
         return None
     lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
-    return f"{job.name} failed ({code}): {lines[-1][-300:]}"
+    return f"{'/'.join(folder.parts[-3:])} failed ({code}): {lines[-1][-300:]}"
 
 
 def run_stage(jobs: list[Job], root: Path, workers: int) -> None:
-    """The jobs of one stage that are not done yet; the first failures are told, and end the program after the stage."""
-    waiting, failures = [job for job in jobs if not done(root / job.name)], []
+    """The jobs of one stage that are not done yet, after the warm starts that they need."""
+    waiting = [job for job in jobs if not done(root / job.name)]
     waiting.sort(key=lambda job: job.seed)  # whole sets of methods first: they are compared seed by seed
+    starts = [seed for seed in sorted({job.seed for job in waiting}) if not start_of(seed).exists()]
+    side_by_side([partial(make_start, seed, root) for seed in starts], "warm starts", workers)
+    side_by_side([partial(run, job, root) for job in waiting], jobs[0].stage, workers, len(jobs) - len(waiting))
+
+
+def side_by_side(works: list[Callable[[], str | None]], what: str, workers: int, already: int = 0) -> None:
+    """Each of `works` says what went wrong, if anything did; that is told at once, and ends the program at the end."""
+    if not works:
+        return
+    failures = 0
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(run, job, root) for job in waiting]
-        bar = progress(as_completed(futures), desc=jobs[0].stage, total=len(jobs), initial=len(jobs) - len(waiting))
+        futures = [pool.submit(work) for work in works]
+        bar = progress(as_completed(futures), desc=what, total=already + len(works), initial=already)
         try:
             for future in bar:
                 if why := future.result():
-                    failures.append(why)
+                    failures += 1
                     bar.write(why)
         except KeyboardInterrupt:  # the runs have got the signal too: each finishes its step and saves
             pool.shutdown(cancel_futures=True)
@@ -172,7 +199,7 @@ def run_stage(jobs: list[Job], root: Path, workers: int) -> None:
             print("stopped; the same command goes on", file=sys.stderr)
             sys.exit(130)
     if failures:
-        fail(f"{len(failures)} of {len(waiting)} runs failed; log.txt in their folders tells more")
+        fail(f"{failures} of {len(works)} runs failed; log.txt in their folders tells more")
 
 
 # ---------------------------------------------------------------------------------------- what came out
@@ -244,24 +271,24 @@ def main(argv: list[str] | None = None) -> None:
     stages = stages_of(grid({}))
     parser = Parser(prog="python -m analysis.experiments", description=__doc__)
     parser.add_argument("--root", default="runs/experiments", metavar="DIR", help="where the runs go")
-    parser.add_argument("--out", default="results/experiments", metavar="DIR", help="where runs.csv and sweep.csv go")
+    parser.add_argument("--out", metavar="DIR", help="where runs.csv and sweep.csv go; default: --root")
     parser.add_argument("--stages", default=",".join(stages), metavar="A,B", help=f"of {', '.join(stages)}")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="runs at once, a core each")
     parser.add_argument("--collect", action="store_true", help="run nothing, only write the tables")
     args = parser.parse_args(argv)
     root, chosen = Path(args.root).resolve(), args.stages.split(",")
+    out = Path(args.out or root)
     if unknown := set(chosen) - set(stages):
         fail(f"--stages: there is no {', '.join(sorted(unknown))}; choose from {', '.join(stages)}")
     if args.workers < 1:
         fail(f"--workers must be at least 1, not {args.workers}")
     for stage in [] if args.collect else [stage for stage in stages if stage in chosen]:
-        policies.warm_start()  # once, before many runs ask for it
         jobs = [job for job in grid(best_rates(root)) if job.stage == stage]
         if missing := sorted({job.method for job in jobs if "?" in job.flags}):
             fail(f"stage {stage} needs the learning rate of {', '.join(missing)}: run the stage sweep first")
         run_stage(jobs, root, args.workers)
-        collect(root, Path(args.out))
-    print(f"{collect(root, Path(args.out))} runs done; tables in {args.out}")
+        collect(root, out)
+    print(f"{collect(root, out)} runs done; next: python -m analysis.claims --runs {out / 'runs.csv'}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import random
 import pytest
 from scipy import stats
 
+import policy
 from analysis import claims, experiments
 from analysis.claims import Answer, Claim, answer, difference, holm, verdict
 
@@ -33,14 +34,16 @@ def test_every_job_is_flags_that_train_takes_and_only_the_named_things_differ():
         train, evaluate = json.loads(experiments.command(job, experiments.Path("/root"))[-1])
         args = flags.parse(train)
         assert (args.steps, args.batch_prompts, args.seed) == (experiments.STEPS, 8, job.seed)
-        assert bool(args.init_from) == bool(job.after)
+        assert args.init_from == str(
+            f"/root/{job.after}/seed{job.seed}" if job.after else experiments.start_of(job.seed)
+        )
         assert ("validation" in evaluate) == job.is_sweep
 
 
 def test_the_best_rate_is_the_one_with_the_best_mean_of_a_whole_sweep(tmp_path):
     for job in experiments.grid({}):
         if job.stage == "sweep" and (job.method, job.seed) != ("grpo", 101):
-            accuracy = {"1e-4": 0.1, "3e-4": 0.3, "1e-3": 0.2}[job.flags[1]]
+            accuracy = {"3e-5": 0.0, "1e-4": 0.1, "3e-4": 0.3, "1e-3": 0.2}[job.flags[1]]
             levels = {"validation": {"levels": [{"greedy": {"accuracy": accuracy}}]}}
             (tmp_path / job.name).mkdir(parents=True)
             (tmp_path / job.name / "eval.json").write_text(json.dumps({"benchmarks": levels}))
@@ -49,8 +52,7 @@ def test_the_best_rate_is_the_one_with_the_best_mean_of_a_whole_sweep(tmp_path):
     assert "grpo" not in rates and "dapo" not in rates, "a sweep that is not whole decides nothing"
 
 
-def test_a_stage_before_its_sweep_says_what_is_missing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(experiments.policies, "warm_start", lambda: None)
+def test_a_stage_before_its_sweep_says_what_is_missing(tmp_path, capsys):
     with pytest.raises(SystemExit):
         experiments.main(["--root", str(tmp_path), "--stages", "main", "--out", str(tmp_path)])
     assert "run the stage sweep first" in capsys.readouterr().err
@@ -59,7 +61,8 @@ def test_a_stage_before_its_sweep_says_what_is_missing(tmp_path, capsys, monkeyp
 def test_an_experiment_runs_is_skipped_when_done_and_is_collected(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "STEPS", 2)
     small = ["--steps", "2", "--batch-prompts", "2", "--group-size", "4", "--show-every", "0"]
-    monkeypatch.setattr(experiments, "SETTINGS", [*small, "--model", str(tiny_folder)])
+    monkeypatch.setattr(experiments, "SETTINGS", small)
+    monkeypatch.setattr(experiments, "start_of", lambda seed: tiny_folder)
     job = experiments.Job("main", "grpo", "grpo", 0, ("--lr", "1e-4"))
     monkeypatch.setattr(experiments, "grid", lambda rates: [job])
     monkeypatch.setattr(
@@ -73,7 +76,20 @@ def test_an_experiment_runs_is_skipped_when_done_and_is_collected(tiny_folder, t
     experiments.run_stage([job], tmp_path / "runs", workers=1)
 
 
-def test_a_run_that_fails_is_told(tmp_path, capsys):
+def test_every_seed_has_a_warm_start_of_its_own_that_is_made_before_its_runs(tmp_path, monkeypatch):
+    assert experiments.start_of(0) == policy.warm_start_folder(policy.WarmStart()) != experiments.start_of(1)
+    monkeypatch.setattr(experiments, "start_of", lambda seed: tmp_path / str(seed))
+    (tmp_path / "1").mkdir()
+    order = []
+    monkeypatch.setattr(experiments, "make_start", lambda seed, root: order.append(("start", seed)))
+    monkeypatch.setattr(experiments, "run", lambda job, root: order.append((job.label, job.seed)))
+    jobs = [experiments.Job("main", label, "grpo", seed) for label in ("a", "b") for seed in (2, 1)]
+    experiments.run_stage(jobs, tmp_path, workers=1)
+    assert order == [("start", 2), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+
+
+def test_a_run_that_fails_is_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(experiments, "start_of", lambda seed: tmp_path)
     job = experiments.Job("main", "grpo", "no such method", 0)
     with pytest.raises(SystemExit):
         experiments.run_stage([job], tmp_path, workers=1)
