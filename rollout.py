@@ -87,31 +87,44 @@ def concat(first: Rollouts, second: Rollouts, pad_id: int) -> Rollouts:
     return both.select(both.group.argsort(stable=True))
 
 
-class _Recorder(LogitsProcessor):
-    """Scales the logits by the temperature, and notes log-prob and entropy as `generate` goes along.
+class _Sampler(LogitsProcessor):
+    """Draws the next token of every row itself, and notes its log-prob and the distribution's entropy.
 
-    At each call it sees the logits of the next token, and in `input_ids` the token drawn from the logits of the call
-    before. Keeping one (N, V) tensor is enough; `output_logits=True` would keep T of them.
+    `generate` then takes the largest score, and only the drawn token's is finite. Left to `generate`, on a CPU, the
+    draw takes longer than the attention of all layers: torch.multinomial makes a random number for every word of the
+    vocabulary, where one for every row is enough. And so the log-probs are of the very logits that were drawn from,
+    without the T tensors (N, V) that `output_logits=True` would keep.
     """
 
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature
+    def __init__(self, temperature: float, greedy: bool) -> None:
+        self.temperature, self.greedy = temperature, greedy
         self.logp: list[Tensor] = []  # T entries (N,)
         self.entropy: list[Tensor] = []  # T entries (N,)
-        self.last: Tensor | None = None  # (N, V) log-probs of the token being drawn
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if self.last is not None:
-            self.note(input_ids[:, -1])
-        scores = scores / self.temperature
-        self.last = scores.log_softmax(dim=-1)
-        if self.last.isnan().any():
+    def __call__(self, _: Tensor, scores: Tensor) -> Tensor:
+        logp = tempered(scores, self.temperature).log_softmax(dim=-1)  # (N, V)
+        if logp.isnan().any():
             raise FloatingPointError("the policy's logits are not finite")
-        self.entropy.append(torch.special.entr(self.last.exp()).sum(dim=-1))  # entr(0) = 0: no NaN from 0 * -inf
-        return scores
+        probability = logp.exp()
+        drawn = logp.argmax(dim=1, keepdim=True) if self.greedy else draw(probability)  # (N, 1)
+        self.logp.append(logp.gather(1, drawn).squeeze(1))
+        self.entropy.append(torch.special.entr(probability).sum(dim=-1))  # entr(0) = 0: no NaN from 0 * -inf
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
 
-    def note(self, drawn: Tensor) -> None:
-        self.logp.append(self.last.gather(1, drawn[:, None]).squeeze(1))
+
+def draw(probability: Tensor) -> Tensor:
+    """One index (N, 1) a row of `probability` (N, V), by inversion: the first whose cumulative sum is above u.
+
+    In fp64, where adding up 150,000 small numbers to 1 loses none of them. An index of probability 0 is never drawn.
+    """
+    total = probability.cumsum(dim=1, dtype=torch.float64)  # (N, V)
+    u = torch.rand(len(total), 1, dtype=torch.float64, device=total.device) * total[:, -1:]
+    return torch.searchsorted(total, u, right=True).clamp(max=total.shape[1] - 1)
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Logits of the distribution that is sampled, and trained. No pass over (N, V) for a division by 1."""
+    return logits if temperature == 1 else logits / temperature
 
 
 def pad_prompts(policy: Policy, problems: list[Problem]) -> tuple[Tensor, Tensor]:
@@ -171,14 +184,13 @@ def sample_groups(
     rows = torch.arange(len(group), device=policy.device)  # (n,) that have not ended
     ids, attention, start = prompt_ids[group], prompt_mask[group].long(), 0  # what they have so far, (n, P + start)
     while len(rows) and start < max_new_tokens:
-        recorder = _Recorder(temperature)
-        ids = _generate(policy, ids, attention, cache, max_new_tokens - start, greedy, recorder)
+        sampler = _Sampler(temperature, greedy)
+        ids = _generate(policy, ids, attention, cache, max_new_tokens - start, sampler)
         new = ids[:, attention.shape[1] :]  # (n, t)
-        recorder.note(new[:, -1])
         end = start + new.shape[1]
         tokens[rows, start:end] = new
-        logp[rows, start:end] = torch.stack(recorder.logp, dim=1)
-        entropy[rows, start:end] = torch.stack(recorder.entropy, dim=1)
+        logp[rows, start:end] = torch.stack(sampler.logp, dim=1)
+        entropy[rows, start:end] = torch.stack(sampler.entropy, dim=1)
         going = (new != policy.eos_id).all(dim=1).nonzero().squeeze(1)  # (n,) to fewer
         cache.batch_select_indices(going)
         attention = pad(attention, (0, end - start), value=1)
@@ -199,9 +211,7 @@ def sample_groups(
     )
 
 
-def _generate(
-    policy: Policy, ids: Tensor, attention: Tensor, cache: Cache, length: int, greedy: bool, recorder: _Recorder
-) -> Tensor:
+def _generate(policy: Policy, ids: Tensor, attention: Tensor, cache: Cache, length: int, sampler: _Sampler) -> Tensor:
     """`ids` (n, P) with at most `length` more tokens, until a quarter of them has ended; `cache` grows with them."""
     model = policy.model
     # The trap: what a GenerationConfig leaves open, `generate` takes from the model's own one, which may hold a top-k,
@@ -214,15 +224,12 @@ def _generate(
                 attention_mask=attention,
                 cache=cache,
                 generation_config=GenerationConfig(
-                    do_sample=not greedy,
-                    temperature=None if greedy else 1.0,  # the recorder divides
-                    top_k=None if greedy else 0,
-                    top_p=None if greedy else 1.0,
+                    do_sample=False,  # takes the largest score: what the sampler has drawn
                     max_new_tokens=length,
                     eos_token_id=policy.eos_id,
                     pad_token_id=policy.pad_id,
                 ),
-                logits_processor=LogitsProcessorList([recorder]),
+                logits_processor=LogitsProcessorList([sampler]),
                 stopping_criteria=StoppingCriteriaList([_ManyEnded(policy.eos_id, ids.shape[1])]),
             )
     finally:
@@ -274,7 +281,7 @@ def _logprobs(
     def part(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         with policy.autocast():
             logits = policy.logits(hidden)
-        logp = (logits.float() / temperature).log_softmax(dim=-1)  # (m, V)
+        logp = tempered(logits.float(), temperature).log_softmax(dim=-1)  # (m, V)
         entropy = -(logp.exp() * logp).sum(dim=-1) if with_entropy else logp.new_zeros(len(logp))
         return logp.gather(1, tokens[:, None]).squeeze(1), entropy
 

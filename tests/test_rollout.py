@@ -67,6 +67,26 @@ def test_samples_follow_the_trained_distribution(tiny, temperature):
     assert frequencies_match(tiny, temperature)
 
 
+def test_a_draw_is_by_inversion(monkeypatch):
+    """u is given: what is drawn is the index in whose share of [0, 1) it lies, also at the shares' borders."""
+    probability = torch.tensor([[0.0, 0.25, 0.0, 0.5, 0.25, 0.0]])
+    shares = {0.0: 1, 0.2: 1, 0.25: 3, 0.5: 3, 0.74: 3, 0.75: 4, 1 - 2**-53: 4}
+    for u, index in shares.items():
+        monkeypatch.setattr(torch, "rand", lambda n, *_, u=u, **__: torch.full((n, 1), u, dtype=torch.float64))
+        assert rollout.draw(probability).tolist() == [[index]]
+
+
+def test_small_probabilities_of_a_large_vocabulary_are_drawn(monkeypatch):
+    """In fp32 a sum near 1 does not grow by 1e-9, and the words behind it could never be drawn."""
+    rare = torch.full((1, 150_000), 1e-9, dtype=torch.float64)
+    rare[0, 0] = 1 - rare[0, 1:].sum()
+    share = float(rare.float().double()[0, 1:].sum() / rare.float().double().sum())
+    for part in (0.25, 0.5, 0.9):
+        u = 1 - share + part * share
+        monkeypatch.setattr(torch, "rand", lambda n, *_, u=u, **__: torch.full((n, 1), u, dtype=torch.float64))
+        assert abs(rollout.draw(rare.float()).item() - part * 150_000) < 5
+
+
 def test_samples_ignore_the_models_own_generation_config(tiny):
     """Put such a config in force and the test above fails: top-k 1 alone would always draw the same token."""
     own = GenerationConfig(do_sample=True, top_k=1, temperature=3.0, repetition_penalty=5.0, min_new_tokens=1)
