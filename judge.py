@@ -342,7 +342,7 @@ def local_judge(
         prompts = [encode(problem, response) for problem, response in pairs]
         rows = [ids for ids in dict.fromkeys(prompts) if len(ids) <= policy.window]
         known: dict[tuple[int, ...], float] = {}
-        for part in micro_batches(torch.tensor([len(ids) for ids in rows]), 0, micro_batch_tokens):
+        for part in micro_batches(torch.tensor([len(ids) for ids in rows]), micro_batch_tokens):
             batch = [rows[i] for i in part.tolist()]
             expected = grade_probabilities(policy, batch, token_ids) @ numbers  # (n,)
             known.update(zip(batch, expected.clamp(1, 10).tolist(), strict=True))  # clamp: a sum of p may be 1 + 1e-16

@@ -296,22 +296,38 @@ def _logprobs(
     return logp, entropy
 
 
-def micro_batches(lengths: Tensor, prompt_tokens: int, budget: int) -> list[Tensor]:
-    """Row indices in batches of at most `budget` tokens, padding counted; a row over the budget goes alone.
+def micro_batches(lengths: Tensor, budget: int, group: Tensor | None = None, prompt_tokens: int = 0) -> list[Tensor]:
+    """Row indices in batches that run at most `budget` tokens, padding counted; a row over the budget goes alone.
 
-    Rows are sorted by length first, so that little of a batch is padding.
+    `lengths` (n,) of completions, `group` (n,) of the rows' prompts, each of `prompt_tokens` and run once in a batch.
+    Rows in order of length waste little on padding, rows of a prompt side by side run it in few batches: of these two
+    orders the one that runs fewer tokens is taken.
 
-    >>> micro_batches(torch.tensor([1, 9, 2, 8]), prompt_tokens=1, budget=20)
+    >>> micro_batches(torch.tensor([1, 9, 2, 8]), budget=20)
     [tensor([0, 2]), tensor([3, 1])]
+    >>> micro_batches(torch.tensor([1, 9, 2, 8]), budget=30, group=torch.tensor([0, 0, 1, 1]), prompt_tokens=12)
+    [tensor([0, 1]), tensor([2, 3])]
     """
-    batches: list[list[int]] = []
-    for row in lengths.argsort(stable=True).tolist():
-        width = prompt_tokens + int(lengths[row])  # the longest so far, as they come sorted
-        if batches and (len(batches[-1]) + 1) * width <= budget:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return [torch.tensor(batch) for batch in batches]
+    lengths = lengths.cpu()
+    group = torch.zeros_like(lengths) if group is None else group.cpu()
+
+    def run(rows: list[int]) -> int:
+        """The tokens that a pass over these rows runs."""
+        return prompt_tokens * len(group[rows].unique()) + len(rows) * int(lengths[rows].max())
+
+    def fill(order: Tensor) -> list[list[int]]:
+        batches: list[list[int]] = []
+        for row in order.tolist():
+            if batches and run([*batches[-1], row]) <= budget:
+                batches[-1].append(row)
+            else:
+                batches.append([row])
+        return batches
+
+    by_length = lengths.argsort(stable=True)
+    by_prompt = by_length[group[by_length].argsort(stable=True)]
+    best = min(fill(by_length), fill(by_prompt), key=lambda batches: sum(map(run, batches)))
+    return [torch.tensor(batch) for batch in best]
 
 
 if __name__ == "__main__":

@@ -191,7 +191,8 @@ def backward(run: Run, part: Rollouts, update: dagrpo.Update) -> tuple[float, in
     args, recipe = run.args, run.recipe
     active = dagrpo.signal_rows(update, recipe, args.kl_beta).nonzero().squeeze(1)  # (n,)
     loss_sum, clipped, tokens = 0.0, 0, 0
-    for batch in rollout.micro_batches(part.lengths[active], part.prompt_ids.shape[1], args.micro_batch_tokens):
+    lengths, prompt_tokens = part.lengths[active], part.prompt_ids.shape[1]
+    for batch in rollout.micro_batches(lengths, args.micro_batch_tokens, part.group[active], prompt_tokens):
         index = active[batch.to(active.device)]
         logp, entropy = rollout.token_logprobs(
             run.policy, part, index, args.temperature, with_entropy=recipe.entropy_bonus > 0

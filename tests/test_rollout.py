@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -258,9 +260,25 @@ def test_concat_keeps_groups_together_and_the_second_part_last(tiny, problems):
     assert both.lengths.sum() == first.lengths.sum() + second.lengths.sum()
 
 
-def test_micro_batches_hold_every_row_once_and_stay_in_the_budget():
-    lengths = torch.randint(1, 50, (40,))
-    batches = rollout.micro_batches(lengths, prompt_tokens=10, budget=200)
-    assert sorted(torch.cat(batches).tolist()) == list(range(40))
-    for batch in batches:
-        assert len(batch) * (10 + int(lengths[batch].max())) <= 200 or len(batch) == 1
+@given(
+    rows=st.lists(st.tuples(st.integers(1, 50), st.integers(0, 5)), min_size=1, max_size=40),
+    prompt_tokens=st.integers(0, 60),
+    budget=st.integers(1, 400),
+)
+def test_micro_batches_hold_every_row_once_and_stay_in_the_budget(rows, prompt_tokens, budget):
+    lengths, group = map(torch.tensor, zip(*rows, strict=True))
+
+    def run(batch):
+        return prompt_tokens * len(set(group[batch].tolist())) + len(batch) * int(lengths[batch].max())
+
+    batches = rollout.micro_batches(lengths, budget, group, prompt_tokens)
+    assert sorted(torch.cat(batches).tolist()) == list(range(len(rows)))
+    assert all(run(batch) <= budget or len(batch) == 1 for batch in batches)
+
+
+def test_micro_batches_keep_long_prompts_together_and_sort_short_ones_by_length():
+    lengths, group = torch.tensor([10, 40, 11, 41, 12, 42]), torch.tensor([0, 0, 1, 1, 2, 2])
+    long = rollout.micro_batches(lengths, budget=290, group=group, prompt_tokens=200)
+    assert [group[batch].unique().tolist() for batch in long] == [[0], [1], [2]]
+    short = rollout.micro_batches(lengths, budget=140, group=group, prompt_tokens=1)
+    assert [lengths[batch].tolist() for batch in short] == [[10, 11, 12], [40, 41, 42]]
