@@ -60,6 +60,7 @@ class Case:
     new_tokens: int = 64  # T
     micro_batch_tokens: int = 2048
     checkpointing: bool = False
+    whole: bool = False  # every response has all T tokens: what would end one is a token that nobody draws
     steps: int = 2
     who: str = "all"  # of CHILDREN
 
@@ -79,6 +80,14 @@ def questions(policy: Policy, case: Case) -> list[str]:
     return made
 
 
+def never_drawn(policy: Policy, pool: list[tasks.Problem]) -> str:
+    """The token that is least likely after the first prompt."""
+    ids, mask = rollout.pad_prompts(policy, pool[:1])
+    with torch.no_grad():
+        logits = policy.model(input_ids=ids, attention_mask=mask.long()).logits[0, -1, : len(policy.tokenizer)]
+    return policy.tokenizer.convert_ids_to_tokens(int(logits.argmin()))
+
+
 def alternate(rollouts: Rollouts) -> torch.Tensor:
     """R (B, G): every second response is right."""
     return (torch.arange(len(rollouts.texts)) % 2 == 0).float().view(len(rollouts.problems), -1)
@@ -95,6 +104,8 @@ def ours(case: Case) -> dict[str, float]:
     run = train.start(args, flags.make_recipe(args), None)
     run.policy.tokenizer.chat_template = None
     pool = [tasks.Problem(question, "0", "", "1") for question in questions(run.policy, case)]
+    if case.whole:
+        run.policy.tokenizer.eos_token = never_drawn(run.policy, pool)
     # of 4 neighbours two are right, with S 10 and 5, and two wrong, with 1 and 5: Eq. 8-9 keep the first of each
     scores = [10.0, 1.0, 5.0, 5.0] if case.who == "kept" else [10.0, 1.0]
     scoring.rewards, run.scorer = alternate, lambda pairs: [scores[i % len(scores)] for i in range(len(pairs))]
@@ -299,7 +310,7 @@ def main(argv: list[str] | None = None) -> None:
     need("trl", "the comparison with TRL")
     if min(args.prompts, args.new_tokens, args.steps, args.rounds, args.micro_batch_tokens) < 1 or args.group_size % 4:
         fail("all numbers must be at least 1, and --group-size a multiple of 4")
-    case = Case(**{name: getattr(args, name) for name in asdict(Case()) if name != "who"})
+    case = Case(**{name: getattr(args, name) for name in asdict(Case()) if name not in ("who", "whole")})
     rounds = []
     for _ in progress(range(args.rounds), desc="rounds", unit="round"):
         rounds.append({who: measure(replace(case, who=who)) for who in CHILDREN})

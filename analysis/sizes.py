@@ -1,0 +1,167 @@
+"""Memory and time of a training step by model size and length, computed from the formula below.
+
+W weights, of which A are trained (all, or LoRA's); w bytes a weight, 4, or 2 for LoRA's frozen base; a bytes an
+activation, 4 in fp32, 2 in bf16; N rows of P + T tokens; micro-batches of M tokens; L layers of width d, of which an
+MLP has f and keys and values k each; V words.
+
+    weights      w (W - A) + 4 A
+    training     12 A             fp32 gradients and Adam's two moments
+    activations  a M (10 d + 2 k + 5 f) L, kept for the backward pass; with gradient checkpointing a M d L, and the
+                 first for one layer
+    prompts      2 a k L (P + T) M / T, the keys and values of the rows of a micro-batch
+    logits       4 * 4 * 2^24     rollout.LOGITS_AT_ONCE in fp32: logits, log-probs, and gradients of both
+    cache        2 a k L N (P + T) while sampling; not at the same time as activations, prompts and logits
+    rest         0.6 GB           the program and its libraries
+
+    learner      2 F (1 + b) (B P + N T) / R, R operations a second, F = W without embeddings looked up, b = 2 where
+                 weights have gradients, 1 with LoRA; 2 F more for the second forward pass of checkpointing
+    sampling     prompts, 2 F B P / R; then T tokens, each the longest of 2 F N / R, (w W + cache / 2) / bandwidth, and
+                 `a_token`, which kernels that wait for Python take
+
+Everything printed here is computed; what is measured is analysis.bench's and analysis.growth's. The formula leaves out
+attention's own products and what an allocator holds back: on SmolLM2 and two CPU cores the process had 6 to 27 % more.
+
+    python -m analysis.sizes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cli import Parser
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama-like decoder: what its config.json says."""
+
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    tied: bool  # one matrix embeds tokens and makes logits
+    bias: bool = False  # of queries, keys and values
+    head_width: int | None = None  # width / heads if not told
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * (self.head_width or self.width // self.heads)
+
+    @property
+    def linear(self) -> int:
+        """Weights of the layers' matrices."""
+        return self.layers * (2 * self.width * self.width + 2 * self.width * self.kv_width + 3 * self.width * self.mlp)
+
+    @property
+    def weights(self) -> int:
+        """All parameters."""
+        norms = (2 * self.layers + 1) * self.width
+        biases = self.layers * (self.width + 2 * self.kv_width) * self.bias
+        return self.linear + norms + biases + (1 if self.tied else 2) * self.vocabulary * self.width
+
+    def lora(self, rank: int) -> int:
+        """Parameters of LoRA on every linear layer: rank * (inputs + outputs) each."""
+        sides = 2 * self.width + 2 * self.width + 2 * (self.width + self.kv_width) + 3 * (self.width + self.mlp)
+        return self.layers * rank * sides
+
+
+@dataclass(frozen=True)
+class Machine:
+    flop: float  # a second that large products reach
+    bandwidth: float  # bytes a second
+    a_token: float  # seconds that a decoding step takes at least
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    prompts: int  # B
+    group_size: int  # G
+    prompt_tokens: int  # P
+    new_tokens: int  # T
+    micro_batch_tokens: int  # M
+    lora_rank: int = 0
+    checkpointing: bool = False
+
+
+SHAPES = {
+    "built-in": Shape(19, 128, 4, 4, 4, 288, tied=False),
+    "SmolLM2-135M": Shape(49152, 576, 30, 9, 3, 1536, tied=True),
+    "Qwen2.5-0.5B": Shape(151936, 896, 24, 14, 2, 4864, tied=True, bias=True),
+    "Qwen2.5-1.5B": Shape(151936, 1536, 28, 12, 2, 8960, tied=True, bias=True),
+    "Qwen2.5-Math-7B": Shape(152064, 3584, 28, 28, 4, 18944, tied=False, bias=True),
+}
+# A GPU with 80 GB: 989e12 bf16 operations and 3.35e12 bytes a second on paper, of which we count on 40 % and 60 %; and
+# eager kernels of 28 layers that take at least 25 ms a token. None of these three has been measured by us.
+GPU = Machine(0.4 * 989e12, 0.6 * 3.35e12, 0.025, 2)
+ON_GPU = [
+    ("Qwen2.5-0.5B", Setting(16, 8, 256, 512, 16384)),
+    ("Qwen2.5-1.5B", Setting(16, 8, 256, 1024, 16384, checkpointing=True)),
+    ("Qwen2.5-Math-7B", Setting(16, 8, 512, 1024, 16384, lora_rank=64, checkpointing=True)),
+    ("Qwen2.5-Math-7B", Setting(16, 8, 512, 4096, 16384, lora_rank=64, checkpointing=True)),
+    ("Qwen2.5-Math-7B", Setting(64, 8, 512, 4096, 16384, lora_rank=64, checkpointing=True)),
+]
+
+
+def memory(shape: Shape, s: Setting, activation_bytes: int) -> dict[str, float]:
+    """Bytes by part, of the formula above."""
+    a, trained = activation_bytes, shape.lora(s.lora_rank) if s.lora_rank else shape.weights
+    frozen = 2 * shape.weights if s.lora_rank else 0
+    kept = 10 * shape.width + 2 * shape.kv_width + 5 * shape.mlp  # numbers a token and layer
+    layers = (shape.width * shape.layers + kept) if s.checkpointing else kept * shape.layers
+    keys = 2 * a * shape.kv_width * shape.layers * (s.prompt_tokens + s.new_tokens)  # bytes a row
+    return {
+        "weights": frozen + 4 * trained,
+        "training": 12 * trained,
+        "activations": a * s.micro_batch_tokens * layers,
+        "prompts": keys * s.micro_batch_tokens / s.new_tokens,
+        "logits": 4 * 4 * 2**24,
+        "cache": keys * s.prompts * s.group_size,
+        "rest": 0.6e9,
+    }
+
+
+def peak(parts: dict[str, float]) -> float:
+    """Sampling and learning do not need their memory at the same time."""
+    learner = parts["activations"] + parts["prompts"] + parts["logits"]
+    return parts["weights"] + parts["training"] + parts["rest"] + max(learner, parts["cache"])
+
+
+def seconds(shape: Shape, s: Setting, machine: Machine) -> dict[str, float]:
+    """Of sampling and of the learner, all rows with signal and of full length."""
+    F, rows = shape.linear + shape.vocabulary * shape.width, s.prompts * s.group_size
+    tokens = s.prompts * s.prompt_tokens + rows * s.new_tokens
+    passes = 1 + (1 if s.lora_rank else 2) + s.checkpointing
+    weight_bytes = (2 if s.lora_rank else 4) * shape.weights
+    cache = memory(shape, s, machine.activation_bytes)["cache"] / 2  # half full, on average
+    a_token = max(2 * F * rows / machine.flop, (weight_bytes + cache) / machine.bandwidth, machine.a_token)
+    sampling = 2 * F * s.prompts * s.prompt_tokens / machine.flop + s.new_tokens * a_token
+    return {"sampling": sampling, "learner": 2 * F * passes * tokens / machine.flop}
+
+
+def table() -> str:
+    lines = [
+        "| model | weights | B x G | P + T | trained | memory, GB | sampling, s | learner, s |",
+        "| --- " * 8 + "|",
+    ]
+    for name, s in ON_GPU:
+        shape = SHAPES[name]
+        took, rows = seconds(shape, s, GPU), f"{s.prompts} x {s.group_size} | {s.prompt_tokens} + {s.new_tokens}"
+        trained = f"LoRA {s.lora_rank}" if s.lora_rank else "all"
+        trained += ", checkpointing" if s.checkpointing else ""
+        gb = peak(memory(shape, s, GPU.activation_bytes)) / 1e9
+        spent = f"{gb:.0f} | {took['sampling']:.0f} | {took['learner']:.0f}"
+        lines.append(f"| {name} | {shape.weights / 1e9:.2f} B | {rows} | {trained} | {spent} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    Parser(prog="python -m analysis.sizes", description=__doc__).parse_args(argv)
+    print("Computed, not measured: one GPU of 80 GB, micro-batches of 16,384 tokens, all rows with signal.\n")
+    print(table())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""analysis.sizes: shapes are those of the models, and the formula's sums are right by hand."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+import policy
+from analysis import sizes
+from analysis.sizes import SHAPES, Machine, Setting, Shape
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_number_of_weights_is_that_of_the_model(name):
+    shape = SHAPES[name]
+    config, model = (Qwen2Config, Qwen2ForCausalLM) if shape.bias else (LlamaConfig, LlamaForCausalLM)
+    with torch.device("meta"):
+        made = model(
+            config(
+                vocab_size=shape.vocabulary, hidden_size=shape.width, num_hidden_layers=shape.layers,
+                num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, intermediate_size=shape.mlp,
+                tie_word_embeddings=shape.tied,
+            )
+        )  # fmt: skip
+    assert shape.weights == sum(p.numel() for p in made.parameters())
+
+
+def test_the_built_in_shape_is_the_built_in_policys():
+    made = policy.build_model(policy.WarmStart(), policy.build_tokenizer())
+    assert SHAPES["built-in"].weights == sum(p.numel() for p in made.parameters())
+
+
+@pytest.mark.extra
+def test_loras_weights_are_pefts(tiny_folder):
+    pytest.importorskip("peft", reason="needs the extra peft")
+    model = policy.load(str(tiny_folder), lora_rank=4).model
+    config = model.config
+    heads = (config.num_attention_heads, config.num_key_value_heads)
+    shape = Shape(19, config.hidden_size, config.num_hidden_layers, *heads, config.intermediate_size, tied=False)
+    assert shape.lora(4) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+SMALL = Shape(vocabulary=10, width=8, layers=2, heads=4, kv_heads=2, mlp=16, tied=True)
+SETTING = Setting(prompts=3, group_size=4, prompt_tokens=5, new_tokens=10, micro_batch_tokens=100)
+
+
+def test_memory_by_hand():
+    linear = 2 * (2 * 8 * 8 + 2 * 8 * 4 + 3 * 8 * 16)
+    weights = linear + 5 * 8 + 10 * 8
+    found = sizes.memory(SMALL, SETTING, activation_bytes=4)
+    assert (SMALL.linear, SMALL.weights) == (linear, weights)
+    assert found["weights"] + found["training"] == 16 * weights
+    assert found["activations"] == 4 * 100 * 2 * (10 * 8 + 2 * 4 + 5 * 16)
+    assert found["cache"] == 2 * 4 * 4 * 2 * 12 * 15 and found["prompts"] == 2 * 4 * 4 * 2 * 15 * 10
+    assert sizes.peak(found) == 16 * weights + 0.6e9 + found["activations"] + found["prompts"] + found["logits"]
+
+
+def test_checkpointing_trades_memory_for_time_and_lora_gradients_for_rank():
+    checked = Setting(3, 4, 5, 10, 100, checkpointing=True)
+    lora = Setting(3, 4, 5, 10, 100, lora_rank=1)
+    machine = Machine(1e3, 1e3, 0.0, 4)
+    plain, more = (sizes.seconds(SMALL, s, machine)["learner"] for s in (SETTING, checked))
+    assert more / plain == pytest.approx(4 / 3) and sizes.seconds(SMALL, lora, machine)["learner"] / plain == 2 / 3
+    one = sizes.memory(SMALL, checked, 4)["activations"]
+    assert one == 4 * 100 * (8 * 2 + 10 * 8 + 2 * 4 + 5 * 16)
+    assert sizes.memory(SMALL, lora, 4)["training"] == 12 * SMALL.lora(1)
+
+
+def test_a_decoding_step_takes_what_is_longest():
+    F, tokens = SMALL.linear + 80, 10
+    for machine, longest in (
+        (Machine(1.0, 1e12, 0.0, 4), 2 * F * 12),
+        (Machine(1e12, 1.0, 0.0, 4), 4 * SMALL.weights + sizes.memory(SMALL, SETTING, 4)["cache"] / 2),
+        (Machine(1e12, 1e12, 7.0, 4), 7.0),
+    ):
+        found = sizes.seconds(SMALL, SETTING, machine)["sampling"]
+        assert found == pytest.approx(2 * F * 15 / machine.flop + tokens * longest)
+
+
+def test_the_table_prints(capsys):
+    sizes.main([])
+    out = capsys.readouterr().out
+    assert "Computed, not measured" in out and out.count("Qwen2.5-Math-7B") == 3
