@@ -171,7 +171,7 @@ def means(table: Table) -> str:
     """
     columns = {**{level: level.removeprefix("level ") for level in LEVELS}, "mean": "mean", "ood mean": "ood"}
     lines = [f"| method | seeds | responses | {' | '.join(columns.values())} |", "| --- " * (3 + len(columns)) + "|"]
-    found = {label: {c: t_interval([run[c] for run in by_seed.values()]) for c in (*columns, "responses")}
+    found = {label: {c: t_interval([run[c] for run in by_seed.values()]) for c in columns}
              for label, by_seed in table.items() if len(by_seed) > 2}  # fmt: skip
     for label, row in found.items():
         cells = []
@@ -180,7 +180,9 @@ def means(table: Table) -> str:
             better = sum(other[column][0] > mean for other in found.values())
             mark = ("**", "*", "")[min(better, 2)]
             cells.append(f"{mark}{mean:.3f}{mark}" + (f" +-{half:.3f}" if "mean" in column else ""))
-        lines.append(f"| {label} | {len(table[label])} | {row['responses'][0]:.0f} | {' | '.join(cells)} |")
+        generated = [run["responses"] or 0.0 for run in table[label].values()]
+        told = f"{len(generated)} | {sum(generated) / len(generated):.0f}"
+        lines.append(f"| {label} | {told} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 Runs of train.py followed by eval.py, as many at once as there are cores, each in its folder. What is done is skipped,
 what was stopped goes on, so the same command can be given again and again. Everything is fixed here, in advance:
 
-    sweep        each method of the claims at four learning rates, judged on validation problems; the best rate is the
+    sweep        each method of the claims at six learning rates, judged on validation problems; the best rate is the
                  method's own from there on; two seeds, 100 and 101
     main         the methods of the claims, 15 seeds for grpo, dr_grpo, dagrpo_on and dagrpo, 5 for luffy and sft
     after_sft    dr_grpo from where sft ended (more SFT, then RL), 5 seeds
@@ -42,14 +42,16 @@ from analysis.table import Eval, Run, read_eval, read_run, t_interval
 from cli import Parser, fail, progress
 
 STEPS = 60
-SWEEP_RATES, SWEEP_SEEDS = ("3e-5", "1e-4", "3e-4", "1e-3"), (100, 101)
-RATES = ("3e-5", "1e-4", "2e-4", "3e-4", "1e-3")
+SWEEP_RATES, SWEEP_SEEDS = ("3e-6", "1e-5", "3e-5", "1e-4", "3e-4", "1e-3"), (100, 101)
+FEWER_RATES = ("1e-5", "3e-5", "1e-4")  # of the other recipes
+RATES = ("1e-5", "3e-5", "1e-4", "3e-4", "1e-3")
 CLAIMED = ("grpo", "dr_grpo", "dagrpo_on", "dagrpo")  # 15 seeds
 FEWER = ("luffy", "sft")  # 5 seeds
 OTHERS = tuple(name for name in dagrpo.METHODS if name not in CLAIMED + FEWER)  # 3 seeds
 SETTINGS = ["--steps", str(STEPS), "--batch-prompts", "8", "--save-every", "20", "--keep", "3"]
 SETTINGS += ["--log-rollouts-every", "10", "--show-every", "0"]
-START = "import sys, policy; policy.warm_start(policy.WarmStart(seed=int(sys.argv[1])))"
+START = "import sys, policy, eval; made = policy.warm_start(policy.WarmStart(seed=int(sys.argv[1]))); "
+START += "eval.main(['--model', str(made), '--k', '0', '--benchmarks', 'validation,test,ood', '--out', sys.argv[2]])"
 PROGRAM = "import sys, json, train, eval; a, b = json.loads(sys.argv[1]); train.main(a); eval.main(b)"
 LAST = 10  # steps that figures at the end of training are the mean of
 
@@ -78,21 +80,21 @@ def grid(rates: dict[str, str]) -> list[Job]:
     """All jobs, stage by stage. `rates`: the learning rate of each method whose sweep is done; empty before it is."""
     jobs: list[Job] = []
 
-    def sweep(stage: str, methods: tuple[str, ...], seeds: tuple[int, ...]) -> None:
-        each = [(method, rate, seed) for method in methods for rate in SWEEP_RATES for seed in seeds]
+    def sweep(stage: str, methods: tuple[str, ...], rates: tuple[str, ...], seeds: tuple[int, ...]) -> None:
+        each = [(method, rate, seed) for method in methods for rate in rates for seed in seeds]
         jobs.extend(Job(stage, f"{method} {rate}", method, seed, ("--lr", rate)) for method, rate, seed in each)
 
     def add(stage: str, label: str, method: str, seeds: int, *flags: str, after: str | None = None) -> None:
         rate = ("--lr", rates.get(method, "?"))  # flags may name another one
         jobs.extend(Job(stage, label, method, seed, (*rate, *flags), after) for seed in range(seeds))
 
-    sweep("sweep", CLAIMED + FEWER, SWEEP_SEEDS)
+    sweep("sweep", CLAIMED + FEWER, SWEEP_RATES, SWEEP_SEEDS)
     for method in (*CLAIMED, *FEWER):
         add("main", method, method, 15 if method in CLAIMED else 5)
     add("after_sft", "sft then dr_grpo", "dr_grpo", 5, after="main/sft")
     add("controls", "random mask", "dagrpo_on", 15, "--random-mask")
     add("controls", "dr_grpo, S as reward", "dr_grpo", 5, "--reward-is-score")
-    sweep("sweep_others", OTHERS, SWEEP_SEEDS[:1])
+    sweep("sweep_others", OTHERS, FEWER_RATES, SWEEP_SEEDS[:1])
     for method in OTHERS:
         add("others", method, method, 3)
     for method in (*CLAIMED, "luffy"):
@@ -151,8 +153,14 @@ def start_of(seed: int) -> Path:
     return policies.warm_start_folder(policies.WarmStart(seed=seed))
 
 
+def start_result(seed: int, root: Path) -> Path:
+    """The folder with what eval.py says of a seed's warm start."""
+    return root / "starts" / f"seed{seed}"
+
+
 def make_start(seed: int, root: Path) -> str | None:
-    return call([sys.executable, "-c", START, str(seed)], root / "starts" / f"seed{seed}")
+    folder = start_result(seed, root)
+    return call([sys.executable, "-c", START, str(seed), str(folder / "eval.json")], folder)
 
 
 def run(job: Job, root: Path) -> str | None:
@@ -175,7 +183,7 @@ def run_stage(jobs: list[Job], root: Path, workers: int) -> None:
     """The jobs of one stage that are not done yet, after the warm starts that they need."""
     waiting = [job for job in jobs if not done(root / job.name)]
     waiting.sort(key=lambda job: job.seed)  # whole sets of methods first: they are compared seed by seed
-    starts = [seed for seed in sorted({job.seed for job in waiting}) if not start_of(seed).exists()]
+    starts = [seed for seed in sorted({job.seed for job in waiting}) if not done(start_result(seed, root))]
     side_by_side([partial(make_start, seed, root) for seed in starts], "warm starts", workers)
     side_by_side([partial(run, job, root) for job in waiting], jobs[0].stage, workers, len(jobs) - len(waiting))
 
@@ -241,8 +249,13 @@ def dynamics(run: Run) -> dict[str, float | None]:
 
 def collect(root: Path, out: Path) -> int:
     """Writes runs.csv, a row a finished run, and returns how many there are."""
-    rates = best_rates(root)
-    sweep, rows = [], []
+    rates, sweep, rows = best_rates(root), [], []
+    for seed in sorted({job.seed for job in grid({})}):  # the warm starts, for comparison
+        if done(start := start_result(seed, root)) and seed in SWEEP_SEEDS:
+            sweep.append({"method": "warm start", "lr": None, "seed": seed, "validation": validation(start)})
+        elif done(start):
+            row = {"stage": "main", "label": "warm start", "method": "warm start", "seed": seed}
+            rows.append(row | accuracies(read_eval(start / "eval.json")))
     for job in grid(rates):
         if done(root / job.name) and job.is_sweep:
             row = {"method": job.method, "lr": job.flags[1], "seed": job.seed}

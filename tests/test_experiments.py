@@ -43,7 +43,7 @@ def test_every_job_is_flags_that_train_takes_and_only_the_named_things_differ():
 def test_the_best_rate_is_the_one_with_the_best_mean_of_a_whole_sweep(tmp_path):
     for job in experiments.grid({}):
         if job.stage == "sweep" and (job.method, job.seed) != ("grpo", 101):
-            accuracy = {"3e-5": 0.0, "1e-4": 0.1, "3e-4": 0.3, "1e-3": 0.2}[job.flags[1]]
+            accuracy = {"3e-4": 0.3, "1e-3": 0.2}.get(job.flags[1], 0.1)
             levels = {"validation": {"levels": [{"greedy": {"accuracy": accuracy}}]}}
             (tmp_path / job.name).mkdir(parents=True)
             (tmp_path / job.name / "eval.json").write_text(json.dumps({"benchmarks": levels}))
@@ -63,15 +63,20 @@ def test_an_experiment_runs_is_skipped_when_done_and_is_collected(tiny_folder, t
     small = ["--steps", "2", "--batch-prompts", "2", "--group-size", "4", "--show-every", "0"]
     monkeypatch.setattr(experiments, "SETTINGS", small)
     monkeypatch.setattr(experiments, "start_of", lambda seed: tiny_folder)
+    evaluate = (
+        "import sys, eval; eval.main(['--model', sys.argv[3], '--k', '0', '--per-level', '2', '--out', sys.argv[2]])"
+    )
+    monkeypatch.setattr(experiments, "START", evaluate.replace("sys.argv[3]", repr(str(tiny_folder))))
     job = experiments.Job("main", "grpo", "grpo", 0, ("--lr", "1e-4"))
     monkeypatch.setattr(experiments, "grid", lambda rates: [job])
     monkeypatch.setattr(
         experiments, "PROGRAM", experiments.PROGRAM.replace("eval.main(b)", "eval.main([*b, '--per-level', '2'])")
     )
     experiments.run_stage([job], tmp_path / "runs", workers=1)
-    assert experiments.collect(tmp_path / "runs", tmp_path / "out") == 1
+    assert experiments.collect(tmp_path / "runs", tmp_path / "out") == 2, "the run, and the warm start"
     table = claims.read(tmp_path / "out" / "runs.csv")
     assert table["grpo"][0]["responses"] == 2 * 2 * 4 and table["grpo"][0]["mean"] is not None
+    assert table["warm start"][0]["mean"] is not None and table["warm start"][0]["responses"] is None
     monkeypatch.setattr(experiments, "run", lambda *_: pytest.fail("it is done"))
     experiments.run_stage([job], tmp_path / "runs", workers=1)
 
@@ -79,7 +84,8 @@ def test_an_experiment_runs_is_skipped_when_done_and_is_collected(tiny_folder, t
 def test_every_seed_has_a_warm_start_of_its_own_that_is_made_before_its_runs(tmp_path, monkeypatch):
     assert experiments.start_of(0) == policy.warm_start_folder(policy.WarmStart()) != experiments.start_of(1)
     monkeypatch.setattr(experiments, "start_of", lambda seed: tmp_path / str(seed))
-    (tmp_path / "1").mkdir()
+    (tmp_path / "starts" / "seed1").mkdir(parents=True)
+    (tmp_path / "starts" / "seed1" / "eval.json").touch()
     order = []
     monkeypatch.setattr(experiments, "make_start", lambda seed, root: order.append(("start", seed)))
     monkeypatch.setattr(experiments, "run", lambda job, root: order.append((job.label, job.seed)))
