@@ -1,18 +1,19 @@
-"""The paper's Table 1 in small, and its claims C1-C6, each answered: effect, 95 % interval, verdict.
+"""The paper's Table 1 in small, and its claims C1-C7, each answered: effect, 95 % interval, verdict.
 
 Every claim is a difference between two methods at the same seed: the same start, prompts and problems asked. The effect
-is its mean over seeds, the interval Student's t, and p is two-sided and corrected by Holm's method over the claims
-that are tested here and C7, whose answer analysis/conflict.py gives. What counts as an answer is fixed in advance:
+is its mean over seeds, the interval Student's t, and p is two-sided and corrected by Holm's method over the claims.
+C7 compares no methods: its effect is minus the correlation, within the groups of dr_grpo, of score gap and cosine
+(conflict_seeds.py, mean over steps 20, 40 and 60 of a seed). What counts as an answer is fixed in advance:
 
     holds            p < 0.05 after Holm, and the effect has the claim's sign
     does not hold    the interval ends below the smallest effect that would be worth having: 2 points of accuracy, a
-                     tenth of a decade of gradient norm, 0.02 nats, 1 token
+                     tenth of a decade of gradient norm, 0.02 nats, 1 token, a correlation of 0.1
     undecided        neither
 
 The baseline is dr_grpo, which is GRPO as section 6 of the paper has it; the same against grpo stands below it and is
 not part of the verdict. C5 says two things, and holds only if both do.
 
-    python -m analysis.claims              both tables, from results/experiments/runs.csv
+    python -m analysis.claims       both tables, from results/experiments/runs.csv and conflict_seeds.csv beside it
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from pathlib import Path
 
 from scipy.stats import t as student
 
+from analysis.conflict_seeds import Point, c7_by_seed
+from analysis.saved import read_rows
 from analysis.table import t_interval
 from cli import Parser, fail
 
 LEVELS = ("level 1", "level 2", "level 3", "level 4", "level 5")
 CLAIMS = 7  # of Holm's correction
+C7 = "C7"  # the column of a run that conflict_seeds.csv gives
 
 Record = dict[str, float | None]  # a run: column -> figure
 Table = dict[str, dict[int, Record]]  # label -> seed -> run
@@ -37,7 +41,7 @@ Table = dict[str, dict[int, Record]]  # label -> seed -> run
 
 @dataclass(frozen=True)
 class Claim:
-    """`effect` of one seed's runs, (method, baseline) or more; above 0 is what the claim says."""
+    """`effect` of one seed's runs, those of `labels` in order; above 0 is what the claim says."""
 
     name: str
     text: str
@@ -71,8 +75,12 @@ def decades_below(column: str) -> Callable[[Record, Record], float | None]:
     return effect
 
 
+def minus(x: float | None) -> float | None:
+    return None if x is None else -x
+
+
 def claims(baseline: str) -> list[Claim]:
-    """C1-C6 with this baseline in GRPO's place."""
+    """C1-C7 with this baseline in GRPO's place."""
     accuracy, norm = "accuracy", "decades"
     return [
         Claim("C1", "the mask alone beats GRPO", ("dagrpo_on", baseline), difference("mean"), 0.02, accuracy),
@@ -82,6 +90,7 @@ def claims(baseline: str) -> list[Claim]:
         Claim("C5", "entropy is preserved", ("dagrpo", baseline), difference("entropy last"), 0.02, "nats"),
         Claim("C5", "responses are longer", ("dagrpo", baseline), difference("response_length last"), 1.0, "tokens"),
         Claim("C6", "out of distribution it is better", ("dagrpo", baseline), difference("ood mean"), 0.02, accuracy),
+        Claim("C7", "pairs of like score conflict", ("dr_grpo",), lambda run: minus(run.get(C7)), 0.1, "correlation"),
     ]
 
 
@@ -89,7 +98,10 @@ def further() -> list[Claim]:
     """Asked beside the claims, to understand them: controls, and what else the runs tell."""
     accuracy = "accuracy"
     return [
+        Claim("", "RL improves its start", ("dr_grpo", "warm start"), difference("mean"), 0.02, accuracy),
+        Claim("", "with the mask, too", ("dagrpo_on", "warm start"), difference("mean"), 0.02, accuracy),
         Claim("", "DaGRPO beats GRPO", ("dagrpo", "dr_grpo"), difference("mean"), 0.02, accuracy),
+        Claim("", "DaGRPO beats SFT", ("dagrpo", "sft"), difference("mean"), 0.02, accuracy),
         Claim("", "anchors help", ("dagrpo", "dagrpo_on"), difference("mean"), 0.02, accuracy),
         Claim("", "Eq. 8-9 beat a random mask", ("dagrpo_on", "random mask"), difference("mean"), 0.02, accuracy),
         Claim("", "S as reward helps", ("dr_grpo, S as reward", "dr_grpo"), difference("mean"), 0.02, accuracy),
@@ -211,6 +223,13 @@ def read(path: Path) -> Table:
     return table
 
 
+def add_conflict(table: Table, path: Path) -> None:
+    """C7's figure of dr_grpo's runs, from conflict_seeds.csv; nothing where there is no such file."""
+    if path.exists():
+        for seed, found in c7_by_seed(read_rows(Point, path), "dr_grpo").items():
+            table.get("dr_grpo", {}).setdefault(seed, {})[C7] = found
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.claims", description=__doc__)
     parser.add_argument(
@@ -218,6 +237,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     table = read(Path(args.runs))
+    add_conflict(table, Path(args.runs).with_name("conflict_seeds.csv"))
     print("Greedy accuracy by level; +- half the 95 % interval over seeds; bold: best, italic: second best\n")
     print(means(table) + "\n\n" + show(table))
 

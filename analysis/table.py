@@ -79,7 +79,12 @@ def read_run(folder: Path) -> Run:
 
 
 def origin(start: str) -> str:
-    """` after sft` of a run that began where another ended; of a model that is no run, its folder's name."""
+    """` after sft` of a run that began where another ended; of a model that is no run, its folder's name.
+
+    Nothing of a warm start, which is where runs begin anyway: seeds of one method may have one each.
+    """
+    if (Path(start) / "warm_start.json").exists():
+        return ""
     for folder in (Path(start), *Path(start).parents[:2]):  # RUN, RUN/checkpoint or RUN/checkpoint/model
         try:
             return " after " + json.loads((folder / "config.json").read_text(encoding="utf-8"))["method"]
