@@ -146,6 +146,9 @@ def build_parser(description: str | None = None) -> Parser:
         "--max-grad-norm", type=float, default=1.0, metavar="X", help="the norm is logged before it is clipped"
     )
     group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
+    group.add_argument(
+        "--bf16", action="store_true", help="multiply in bf16 on a CPU too: pays where it has units for it"
+    )
     group.add_argument("--micro-batch-tokens", type=int, default=16384, metavar="N", help="bounds memory, no gradient")
 
     group = parser.add_argument_group("what is saved and shown")

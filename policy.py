@@ -312,28 +312,34 @@ class Placement:
     autocast: torch.dtype | None
 
 
-def placement(cuda: bool, lora: bool) -> Placement:
+def placement(cuda: bool, lora: bool, bf16: bool = False) -> Placement:
     """The one place that chooses device and dtype.
 
     Weights that are trained are fp32: a small update to a bf16 weight rounds to nothing. A GPU multiplies in bf16 all
-    the same, by autocast. With LoRA the weights of the base are not trained, so that on a GPU they can be bf16.
+    the same, by autocast; a CPU only where `bf16` asks for it: some have units for it, on others it is slower. With
+    LoRA the weights of the base are not trained, so that on a GPU they can be bf16.
     """
     if not cuda:
-        return Placement("cpu", torch.float32, None)
+        return Placement("cpu", torch.float32, torch.bfloat16 if bf16 else None)
     return Placement("cuda", torch.bfloat16 if lora else torch.float32, torch.bfloat16)
 
 
 def load(
-    name: str | None = None, lora_rank: int = 0, adapter: Path | None = None, checkpointing: bool = False
+    name: str | None = None,
+    lora_rank: int = 0,
+    adapter: Path | None = None,
+    checkpointing: bool = False,
+    bf16: bool = False,
 ) -> Policy:
     """The policy `name`: a hub id, a model folder or a run folder of train.py; None for the warm start.
 
     `lora_rank` adds a fresh LoRA, or `adapter`, a saved one that goes on being trained. `checkpointing` recomputes
-    activations in the backward pass instead of keeping them. The model stays in eval mode: dropout would make the
-    distribution that is trained another one than the distribution that was sampled.
+    activations in the backward pass instead of keeping them. `bf16` is about a CPU's products, see `placement`. The
+    model stays in eval mode: dropout would make the distribution that is trained another one than that which was
+    sampled.
     """
     where = resolve(name) if name else str(warm_start())
-    place = placement(torch.cuda.is_available(), lora=bool(lora_rank))
+    place = placement(torch.cuda.is_available(), lora=bool(lora_rank), bf16=bf16)
     if (Path(where) / "adapter_config.json").exists():  # what LoRA has learned becomes part of the weights
         peft = need("peft", "a model with LoRA")
         base = peft.PeftConfig.from_pretrained(where).base_model_name_or_path

@@ -346,17 +346,18 @@ def start(args: argparse.Namespace, recipe: Recipe | None, checkpoint: Path | No
     """The policy (of the checkpoint, if there is one), its optimiser and, for a KL term, the reference."""
     begin, model = args.init_from or args.model, checkpoint and checkpoint / "model"
     torch.manual_seed(args.seed)
+    how = {"checkpointing": args.gradient_checkpointing, "bf16": args.bf16}
     if args.lora_rank:
-        policy = policies.load(begin, args.lora_rank, adapter=model, checkpointing=args.gradient_checkpointing)
+        policy = policies.load(begin, args.lora_rank, adapter=model, **how)
     else:
-        policy = policies.load(str(model) if model else begin, checkpointing=args.gradient_checkpointing)
+        policy = policies.load(str(model) if model else begin, **how)
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     for parameter in parameters:  # a step without signal is a step with gradient 0, not one that AdamW skips
         parameter.grad = torch.zeros_like(parameter)
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=0.0, fused=True)  # in one pass over memory
     run = Run(args, recipe, policy, optimizer)
     if args.kl_beta and recipe and not args.lora_rank:
-        run.reference = policies.load(begin)
+        run.reference = policies.load(begin, bf16=args.bf16)
     if checkpoint:
         trainer = runfolder.load_trainer(checkpoint)
         optimizer.load_state_dict(trainer["optimizer"])

@@ -365,7 +365,7 @@ def make_config(args: argparse.Namespace) -> DaGRPOConfig:
     given |= {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": micro_batches}
     given |= {"steps_per_generation": micro_batches * updates, "max_steps": args.steps * updates}
     given |= {"logging_steps": updates, "save_steps": args.save_every * updates, "save_total_limit": args.keep}
-    given |= {"gradient_checkpointing": args.gradient_checkpointing, "bf16": gpu, "use_cpu": not gpu}
+    given |= {"gradient_checkpointing": args.gradient_checkpointing, "bf16": gpu or args.bf16, "use_cpu": not gpu}
     known = {f.name for f in fields(DaGRPOConfig) if f.init}
     for word in args.trl:
         name, found, value = word.partition("=")

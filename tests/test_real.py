@@ -105,6 +105,9 @@ def test_placement_keeps_trained_weights_in_fp32():
     assert policies.placement(cuda=False, lora=True).weights == torch.float32
     assert policies.placement(cuda=True, lora=False) == policies.Placement("cuda", torch.float32, torch.bfloat16)
     assert policies.placement(cuda=True, lora=True).weights == torch.bfloat16
+    assert policies.placement(cuda=False, lora=False, bf16=True) == policies.Placement(
+        "cpu", torch.float32, torch.bfloat16
+    )
 
 
 def test_autocast_computes_in_bf16_and_leaves_weights_gradients_and_log_probs_in_fp32(tiny, problems):

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import dagrpo
 import runfolder
@@ -25,6 +26,14 @@ def run(folder, out, *flags, method="dagrpo", steps=2):
     small = ["--batch-prompts", "4", "--group-size", "4", "--max-new-tokens", "44", "--lr", "1e-3", "--show-every", "0"]
     train.main(["--method", method, "--steps", str(steps), "--out", str(out), "--model", str(folder), *small, *flags])
     return metrics(out)
+
+
+def test_bf16_changes_the_products_but_not_the_weights_that_are_saved(tiny_folder, tmp_path):
+    exact = run(tiny_folder, tmp_path / "fp32", steps=1)
+    rows = run(tiny_folder, tmp_path / "bf16", "--bf16", steps=1)
+    assert rows[0]["grad_norm"] != exact[0]["grad_norm"] and float(rows[0]["grad_norm"]) > 0
+    saved = load_file(tmp_path / "bf16" / "checkpoint" / "model" / "model.safetensors")
+    assert {x.dtype for x in saved.values()} == {torch.float32}
 
 
 def metrics(out):
