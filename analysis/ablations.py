@@ -146,7 +146,7 @@ def draw_changes(found: list[Change]) -> Figure:
     ax.axvline(0, color="grey", linewidth=0.8)
     labels = [f"{c.label}  \N{MINUS SIGN}  {c.against} ({c.seeds})" for c in found]
     ax.set_yticks([-i for i in range(len(found))], labels, fontsize=8)
-    ax.set(xlabel="difference of mean greedy accuracy, paired over seeds; 95 % t-interval (number of seeds)")
+    ax.set(xlabel="difference of mean greedy accuracy, 95 % t-interval (seeds)")
     ax.grid(alpha=0.3, axis="x")
     return figure
 
