@@ -32,6 +32,8 @@ from analysis.table import t_interval
 from cli import Parser, fail
 
 LEVELS = ("level 1", "level 2", "level 3", "level 4", "level 5")
+BASELINE = "dr_grpo"
+STAGES = ("main", "after_sft", "controls", "others")  # what else there is are settings: analysis.ablations shows them
 CLAIMS = 7  # of Holm's correction
 C7 = "C7"  # the column of a run that conflict_seeds.csv gives
 
@@ -164,7 +166,7 @@ def show(table: Table) -> str:
     """
     lines = ["| claim | compared | seeds | effect [95 % interval] | p (Holm) | verdict |", "| --- " * 6 + "|"]
     parts: dict[str, list[Answer]] = {}  # a claim's name -> its parts
-    for claim in claims("dr_grpo"):
+    for claim in claims(BASELINE):
         if found := answer(claim, table):
             parts.setdefault(claim.name, []).append(found)
     corrected = holm({name: max(a.p for a in answers) for name, answers in parts.items()}, CLAIMS)
@@ -177,31 +179,48 @@ def show(table: Table) -> str:
 
 
 def means(table: Table) -> str:
-    """Greedy accuracy of every label, mean over its seeds, best and second best marked: the paper's Table 1 in small.
+    """Greedy accuracy of every label, mean over its seeds: the paper's Table 1 in small, in Markdown.
 
-    Labels with fewer than three seeds are left out.
+    Every seed has a start of its own, and some labels have fewer seeds: so they are ranked, best and second best of a
+    column, by their difference to the baseline at the same seeds. That of the mean and of ood is shown, with its 95 %
+    interval. Labels with fewer than three seeds are left out.
     """
     columns = {**{level: level.removeprefix("level ") for level in LEVELS}, "mean": "mean", "ood mean": "ood"}
-    lines = [f"| method | seeds | responses | {' | '.join(columns.values())} |", "| --- " * (3 + len(columns)) + "|"]
-    found = {label: {c: t_interval([run[c] for run in by_seed.values()]) for c in columns}
-             for label, by_seed in table.items() if len(by_seed) > 2}  # fmt: skip
-    for label, row in found.items():
-        cells = []
+    heads = ["method", "seeds", "responses", *columns.values(), f"mean - {BASELINE}", f"ood - {BASELINE}"]
+    shown = {label: by_seed for label, by_seed in table.items() if len(by_seed) > 2}
+    gaps = {
+        label: {c: paired(by_seed, table.get(BASELINE, {}), c) for c in columns} for label, by_seed in shown.items()
+    }
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for label, by_seed in shown.items():
+        cells = [label, str(len(by_seed)), f"{average(by_seed, 'responses'):.0f}"]
         for column in columns:
-            mean, half = row[column]
-            better = sum(other[column][0] > mean for other in found.values())
+            better = sum(gap[column][0] > gaps[label][column][0] for gap in gaps.values())
             mark = ("**", "*", "")[min(better, 2)]
-            cells.append(f"{mark}{mean:.3f}{mark}" + (f" +-{half:.3f}" if "mean" in column else ""))
-        generated = [run["responses"] or 0.0 for run in table[label].values()]
-        told = f"{len(generated)} | {sum(generated) / len(generated):.0f}"
-        lines.append(f"| {label} | {told} | {' | '.join(cells)} |")
+            cells.append(f"{mark}{average(by_seed, column):.3f}{mark}")
+        for column in ("mean", "ood mean"):
+            cells.append("" if label == BASELINE else interval(*gaps[label][column], digits=3))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def average(by_seed: dict[int, Record], column: str) -> float:
+    return sum(run[column] or 0.0 for run in by_seed.values()) / len(by_seed)
+
+
+def paired(one: dict[int, Record], other: dict[int, Record], column: str) -> tuple[float, float | None]:
+    """Mean and half-width of the difference over the seeds that both have; of `one` alone where they share none."""
+    seeds = sorted(set(one) & set(other)) or sorted(one)
+    return t_interval([one[seed][column] - (other[seed][column] if seed in other else 0.0) for seed in seeds])
+
+
+def interval(mean: float, half: float | None, digits: int) -> str:
+    half = half or 0.0
+    return f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
+
+
 def line(a: Answer, p: str, told: str) -> str:
-    digits = 1 if a.claim.unit == "tokens" else 3
-    low, high = a.mean - a.half, a.mean + a.half
-    effect = f"{a.mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}] {a.claim.unit}"
+    effect = f"{interval(a.mean, a.half, digits=1 if a.claim.unit == 'tokens' else 3)} {a.claim.unit}"
     compared = " - ".join(a.claim.labels)
     return f"| {f'{a.claim.name} {a.claim.text}'.strip()} | {compared} | {a.seeds} | {effect} | {p} | {told} |"
 
@@ -211,7 +230,7 @@ def read(path: Path) -> Table:
     table: Table = {}
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
+            for row in (row for row in csv.DictReader(file) if row["stage"] in STAGES):
                 figures = {k: float(v) if v else None for k, v in row.items() if k not in ("stage", "label", "method")}
                 table.setdefault(row["label"], {})[int(row["seed"])] = figures
     except OSError as error:
@@ -238,7 +257,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     table = read(Path(args.runs))
     add_conflict(table, Path(args.runs).with_name("conflict_seeds.csv"))
-    print("Greedy accuracy by level; +- half the 95 % interval over seeds; bold: best, italic: second best\n")
+    print("Greedy accuracy by level, mean over seeds; bold: best, italic: second best, of the paired differences\n")
     print(means(table) + "\n\n" + show(table))
 
 

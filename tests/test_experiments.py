@@ -120,6 +120,27 @@ def test_pairs_are_of_the_seeds_that_both_have():
     assert answer(ACCURACY, {"a": table["a"]}) is None
 
 
+def test_methods_are_ranked_by_their_difference_to_the_baseline_at_the_same_seeds():
+    """b has the higher mean, but from better starts: at the seeds that it shares with dr_grpo it is worse than a."""
+
+    def runs(by_seed):
+        return {
+            s: dict.fromkeys((*claims.LEVELS, "mean", "ood mean"), x) | {"responses": 9.0} for s, x in by_seed.items()
+        }
+
+    start = {seed: 0.1 * seed for seed in range(6)}
+    table = {
+        "dr_grpo": runs(start),
+        "a": runs({seed: x + 0.05 for seed, x in start.items()}),
+        "b": runs({seed: start[seed] + 0.01 for seed in (3, 4, 5)}),
+        "two seeds": runs({0: 1.0, 1: 1.0}),
+    }
+    lines = claims.means(table).splitlines()
+    assert lines[3].startswith("| a | 6 | 9 | **0.300** |") and lines[4].startswith("| b | 3 | 9 | *0.410* |")
+    assert lines[3].endswith("| +0.050 [+0.050, +0.050] | +0.050 [+0.050, +0.050] |")
+    assert len(lines) == 5, "labels with fewer than three seeds are left out"
+
+
 def test_holm_is_the_textbooks():
     ps = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}
     assert holm(ps, 4) == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
