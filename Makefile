@@ -27,7 +27,12 @@ figures: .venv/ready  ## redraw every figure in results/ from its CSV, and print
 	$(PY) -m analysis.conflict --from-csv results/conflict/conflict.csv
 	$(PY) -m analysis.shared --from-csv results/shared/shared.csv
 	$(PY) -m analysis.soak --from-csv results/soak/soak.csv
+	$(PY) -m analysis.growth --from-csv results/growth/growth.csv
+	$(PY) -m analysis.curves --from-csv results/experiments/curves.csv
+	$(PY) -m analysis.conflict_seeds --from-csv results/experiments/conflict_seeds.csv
+	$(PY) -m analysis.ablations
 	$(PY) -m analysis.claims
+	$(PY) -m analysis.sizes
 
 test: .venv/ready  ## the tests (about 5 minutes)
 	$(PY) -m pytest -m "not extra"

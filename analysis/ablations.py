@@ -1,9 +1,10 @@
 """What changes what: learning rates (the paper's robustness figure), and one change at a time against its method.
 
-    rates.png        mean greedy accuracy against the learning rate, one line a method; dotted: the warm starts
+    rates.png        mean greedy accuracy against the learning rate, one line a method, and each seed; dotted: the start
     ablations.png    a run with one thing changed minus its method at the same seed: accuracy, and what is kept of it
 
-Mean over seeds, and 95 % t-intervals; of the differences, paired over seeds. Three seeds make wide intervals: they tell
+Seeds begin at different starts, so only like is compared with like: the rates on the seeds that all of them have, and
+differences paired over seeds, with their 95 % t-intervals. Three seeds make wide intervals: they tell
 what does great harm, not which of two good settings is better. Nothing is corrected for the number of rows.
 
     python -m analysis.ablations                      from results/experiments/runs.csv, into its folder
@@ -106,13 +107,13 @@ def table(found: list[Change]) -> str:
 
 
 def by_rate(rows: list[Result]) -> dict[str, dict[float, list[float]]]:
-    """Method -> learning rate -> accuracies over seeds, of the methods of which several rates were run."""
+    """Method -> learning rate -> accuracies of the seeds that the stage rates has; at the best rate they are main's."""
     methods = dict.fromkeys(row.method for row in rows if row.stage == "rates")
+    seeds = {row.seed for row in rows if row.stage == "rates"}
     found: dict[str, dict[float, list[float]]] = {}
     for method in methods:
-        mine = [
-            r for r in rows if r.method == method and (r.stage == "rates" or (r.stage, r.label) == ("main", method))
-        ]
+        mine = [row for row in rows if row.method == method and row.seed in seeds]
+        mine = [row for row in mine if row.stage == "rates" or (row.stage, row.label) == ("main", method)]
         rates = sorted({row.lr for row in mine})
         found[method] = {rate: [row.mean for row in mine if row.lr == rate] for rate in rates}
     return found
@@ -122,16 +123,17 @@ def draw_rates(rows: list[Result]) -> Figure:
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     ax, lines = figure.subplots(), by_rate(rows)
     for i, (method, at) in enumerate(lines.items()):
-        means = [t_interval(values) for values in at.values()]
-        xs = [rate * 1.06 ** (i - len(lines) / 2) for rate in at]  # side by side, or their bars hide each other
+        xs = [rate * 1.06 ** (i - len(lines) / 2) for rate in at]  # side by side, or their dots hide each other
         look = style(i, len(at)) | {"marker": "os^Dv"[i % 5], "markevery": 1}
-        label = f"{method} ({min(map(len, at.values()))} to {max(map(len, at.values()))} seeds)"
-        ax.errorbar(xs, [m for m, _ in means], [half or 0.0 for _, half in means], capsize=3, label=label, **look)
-    if start := [row.mean for row in rows if row.label == START]:
-        ax.axhline(sum(start) / len(start), color="black", linestyle=":", label=f"warm starts ({len(start)})")
+        ax.plot(xs, [sum(found) / len(found) for found in at.values()], label=method, **look)
+        for x, found in zip(xs, at.values(), strict=True):
+            ax.plot([x] * len(found), found, ".", color=look["color"], markersize=4, alpha=0.6)
+    seeds = {row.seed for row in rows if row.stage == "rates"}
+    if start := [row.mean for row in rows if row.label == START and row.seed in seeds]:
+        ax.axhline(sum(start) / len(start), color="black", linestyle=":", label="warm start")
     ax.set(xscale="log", xlabel="learning rate of AdamW", ylabel="mean greedy accuracy, levels 1 to 5", ylim=(0, None))
     ax.grid(alpha=0.3)
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=8, title=f"mean of {len(seeds)} seeds; dots: seeds")
     return figure
 
 
@@ -152,9 +154,9 @@ def draw_changes(found: list[Change]) -> Figure:
 
 
 CAPTION = """\
-rates.png. Mean greedy accuracy on levels 1 to 5 (100 problems each) after 60 steps against the learning rate; mean over
-seeds and its 95 % t-interval. Each method's best rate of the sweep has the seeds of the main runs, the others three.
-Points stand side by side so that their bars can be seen. Dotted: the mean of the warm starts.
+rates.png. Mean greedy accuracy on levels 1 to 5 (100 problems each) after 60 steps against the learning rate. Lines:
+mean over the seeds that all rates have; small dots: these seeds, each from a warm start of its own. Points stand side
+by side so that they can be seen. Dotted: the mean of these warm starts.
 
 ablations.png. A run with one thing changed minus its method at the same seed, mean over seeds and 95 % t-interval (the
 number of seeds in brackets). Circles: controls; squares: other recipes, against dr_grpo; triangles: ablations.
