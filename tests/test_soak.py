@@ -66,7 +66,7 @@ def metric(name, value):
 def rollout(name, index, value):
     def change(lines):
         group = json.loads(lines[8])
-        group[name][index] = value
+        group[name][index] = value(group[name][index]) if callable(value) else value
         lines[8] = json.dumps(group)
 
     return "rollouts.jsonl", change
@@ -76,7 +76,7 @@ UNTRUE = {
     **{name: (*metric(name, "0.123"), f"step 3: {name} is 0.123") for name in ("reward", "score", "kept_fraction")},
     **{name: (*metric(name, "99"), f"step 3: {name} is 99.0") for name in ("tokens", "no_signal_groups", "kept_rows")},
     "masked_groups": (*metric("masked_groups", "7"), "step 3: masked_groups"),
-    "a response is another": (*rollout("responses", 0, "12345"), "step 3: reward"),
+    "a response is another": (*rollout("responses", 0, lambda text: text + "1"), "step 3: reward"),
     "a row is no anchor": (*rollout("is_anchor", -1, False), "step 3: anchors"),
     "a score is missing": (*rollout("S", 0, None), "step 3"),
     "a group is missing": ("rollouts.jsonl", lambda lines: lines.pop(9), "step 3: response_length"),
