@@ -83,12 +83,13 @@ def draw(found: list[Point]) -> Figure:
         here = line(found, name)
         draw_seconds(axes[0, column], here, name)
         axes[1, column].plot(values_of(here, name), [p.peak_gb for p in here], "o-", color=COLOURS[0])
-        axes[1, column].set(xlabel=label, xticks=values, ylim=(0, None))
+        axes[1, column].set(xlabel=label, xticks=values)
         for ax in axes[:, column]:
             ax.grid(alpha=0.3)
         axes[1, column].xaxis.set_major_formatter(ScalarFormatter())
         axes[1, column].xaxis.set_minor_formatter(NullFormatter())
     axes[0, 0].set_ylabel("seconds a step, log scale")
+    axes[1, 0].set_ylim(0, 1.1 * max(p.peak_gb for p in found))
     axes[1, 0].set_ylabel("peak memory of the process, GB")
     axes[0, 0].legend(fontsize=8)
     return figure
