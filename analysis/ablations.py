@@ -4,8 +4,8 @@
     ablations.png    a run with one thing changed minus its method at the same seed: accuracy, and what is kept of it
 
 Seeds begin at different starts, so only like is compared with like: the rates on the seeds that all of them have, and
-differences paired over seeds, with their 95 % t-intervals. Three seeds make wide intervals: they tell
-what does great harm, not which of two good settings is better. Nothing is corrected for the number of rows.
+differences paired over seeds, with their 95 % t-intervals. Three seeds make wide intervals: they tell what does great
+harm, not which of two good settings is better. Nothing is corrected for the number of rows.
 
     python -m analysis.ablations                      from results/experiments/runs.csv, into its folder
     python -m analysis.ablations --runs runs/experiments/runs.csv
@@ -13,14 +13,14 @@ what does great harm, not which of two good settings is better. Nothing is corre
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from analysis.curves import COLOURS, style
-from analysis.table import number, t_interval
+from analysis.experiments import read_runs
+from analysis.table import signed_interval, t_interval
 from cli import Parser, fail
 
 BASELINE = "dr_grpo"  # of the other recipes
@@ -56,20 +56,12 @@ class Change:
 
 
 def read(path: Path) -> list[Result]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [
-                Result(
-                    *(row[name] for name in ("stage", "label", "method")), int(row["seed"]), number(row["lr"]),
-                    float(row["mean"]), float(row["ood mean"]), number(row["kept_fraction last"]),
-                )
-                for row in csv.DictReader(file)
-            ]  # fmt: skip
-    except OSError as error:
-        fail(f"{path} cannot be read ({error.strerror}); python -m analysis.experiments makes it")
-    except (ValueError, KeyError, TypeError):
-        fail(f"{path} is damaged: it is not a table of analysis.experiments")
-    return rows or fail(f"{path} holds no run yet; python -m analysis.experiments makes them")
+    return [
+        Result(
+            r["stage"], r["label"], r["method"], r["seed"], r["lr"], r["mean"], r["ood mean"], r["kept_fraction last"]
+        )
+        for r in read_runs(path)
+    ]
 
 
 def changes(rows: list[Result]) -> list[Change]:
@@ -91,17 +83,20 @@ def changes(rows: list[Result]) -> list[Change]:
     return found
 
 
-def interval(value: tuple[float, float | None]) -> str:
-    mean, half = value
-    return f"{mean:+.3f}" + ("" if half is None else f" [{mean - half:+.3f}, {mean + half:+.3f}]")
-
-
 def table(found: list[Change]) -> str:
     heads = ["changed", "against", "seeds", "accuracy", "difference", "difference, ood", "kept"]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for c in found:
         kept = "" if c.kept is None else f"{c.kept:.2f}"
-        cells = [c.label, c.against, str(c.seeds), f"{c.accuracy:.3f}", interval(c.mean), interval(c.ood), kept]
+        cells = [
+            c.label,
+            c.against,
+            str(c.seeds),
+            f"{c.accuracy:.3f}",
+            signed_interval(c.mean),
+            signed_interval(c.ood),
+            kept,
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -117,6 +112,16 @@ def by_rate(rows: list[Result]) -> dict[str, dict[float, list[float]]]:
         rates = sorted({row.lr for row in mine})
         found[method] = {rate: [row.mean for row in mine if row.lr == rate] for rate in rates}
     return found
+
+
+def rates_table(lines: dict[str, dict[float, list[float]]]) -> str:
+    """Markdown: the means of by_rate."""
+    rates = sorted({rate for at in lines.values() for rate in at})
+    rows = [f"| method | {' | '.join(f'{rate:g}' for rate in rates)} |", "| --- " * (1 + len(rates)) + "|"]
+    for method, at in lines.items():
+        cells = [f"{sum(at[rate]) / len(at[rate]):.3f}" if rate in at else "" for rate in rates]
+        rows.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def draw_rates(rows: list[Result]) -> Figure:
@@ -181,6 +186,8 @@ def main(argv: list[str] | None = None) -> None:
         (out / "ablations.txt").write_text(CAPTION.format(runs=args.runs), encoding="utf-8")
     except OSError as error:
         fail(f"--out {out}: cannot be written ({error.strerror}); choose another folder")
+    if lines := by_rate(rows):
+        print(f"Mean greedy accuracy by learning rate, of the same seeds\n\n{rates_table(lines)}\n")
     print(table(found) if found else "no controls, ablations or other recipes yet")
 
 

@@ -18,7 +18,6 @@ not part of the verdict. C5 says two things, and holds only if both do.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,9 +26,10 @@ from pathlib import Path
 from scipy.stats import t as student
 
 from analysis.conflict_seeds import Point, c7_by_seed
+from analysis.experiments import read_runs
 from analysis.saved import read_rows
-from analysis.table import t_interval
-from cli import Parser, fail
+from analysis.table import signed_interval, t_interval
+from cli import Parser
 
 LEVELS = ("level 1", "level 2", "level 3", "level 4", "level 5")
 BASELINE = "dr_grpo"
@@ -171,8 +171,8 @@ def show(table: Table) -> str:
             parts.setdefault(claim.name, []).append(found)
     corrected = holm({name: max(a.p for a in answers) for name, answers in parts.items()}, CLAIMS)
     for name, answers in parts.items():
-        told = verdict(answers, corrected[name])
-        lines += [line(a, f"{corrected[name]:.3f}", told) for a in answers]
+        answered = verdict(answers, corrected[name])
+        lines += [line(a, f"{corrected[name]:.3f}", answered) for a in answers]
     beside = [claim for claim in claims("grpo") if "grpo" in claim.labels] + further()
     lines += [line(a, f"({a.p:.3f})", "") for claim in beside if (a := answer(claim, table))]
     return "\n".join(lines)
@@ -199,7 +199,7 @@ def means(table: Table) -> str:
             mark = ("**", "*", "")[min(better, 2)]
             cells.append(f"{mark}{average(by_seed, column):.3f}{mark}")
         for column in ("mean", "ood mean"):
-            cells.append("" if label == BASELINE else interval(*gaps[label][column], digits=3))
+            cells.append("" if label == BASELINE else signed_interval(gaps[label][column]))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -214,31 +214,19 @@ def paired(one: dict[int, Record], other: dict[int, Record], column: str) -> tup
     return t_interval([one[seed][column] - (other[seed][column] if seed in other else 0.0) for seed in seeds])
 
 
-def interval(mean: float, half: float | None, digits: int) -> str:
-    half = half or 0.0
-    return f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
-
-
-def line(a: Answer, p: str, told: str) -> str:
-    effect = f"{interval(a.mean, a.half, digits=1 if a.claim.unit == 'tokens' else 3)} {a.claim.unit}"
+def line(a: Answer, p: str, verdict: str) -> str:
+    effect = f"{signed_interval((a.mean, a.half), digits=1 if a.claim.unit == 'tokens' else 3)} {a.claim.unit}"
     compared = " - ".join(a.claim.labels)
-    return f"| {f'{a.claim.name} {a.claim.text}'.strip()} | {compared} | {a.seeds} | {effect} | {p} | {told} |"
+    return f"| {f'{a.claim.name} {a.claim.text}'.strip()} | {compared} | {a.seeds} | {effect} | {p} | {verdict} |"
 
 
 def read(path: Path) -> Table:
     """runs.csv of analysis.experiments: the runs of every label, by seed."""
     table: Table = {}
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in (row for row in csv.DictReader(file) if row["stage"] in STAGES):
-                figures = {k: float(v) if v else None for k, v in row.items() if k not in ("stage", "label", "method")}
-                table.setdefault(row["label"], {})[int(row["seed"])] = figures
-    except OSError as error:
-        fail(f"{path} cannot be read ({error.strerror}); python -m analysis.experiments makes it")
-    except (ValueError, KeyError, TypeError):
-        fail(f"{path} is damaged: it is not a table of analysis.experiments")
-    if not table:
-        fail(f"{path} holds no run yet; python -m analysis.experiments makes them")
+    for row in read_runs(path):
+        if row["stage"] in STAGES:
+            figures = {name: x for name, x in row.items() if name not in ("stage", "label", "method")}
+            table.setdefault(row["label"], {})[row["seed"]] = figures
     return table
 
 

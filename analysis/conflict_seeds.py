@@ -32,7 +32,7 @@ from analysis.curves import style
 from analysis.experiments import call, side_by_side, start_of
 from analysis.gradients import MASKS, ROLLOUTS
 from analysis.saved import read_rows, write_rows
-from analysis.table import t_interval
+from analysis.table import signed_interval, t_interval
 from cli import Parser, fail
 
 SEEDS, METHODS, STEPS = range(5), ("dr_grpo", "dagrpo_on", "dagrpo"), (20, 40, 60)
@@ -120,19 +120,14 @@ def table(points: list[Point]) -> str:
         gains = [[a - b for a, b in zip(found[mask], other, strict=True)] for other in (none, found[chance])]
         columns = [found[WITHIN], found[ALL], none, *gains, found[f"net batch {MASKS[0]}"]]
         name = method if method == START else f"{method}, step {step}"
-        lines.append(f"| {name} | {' | '.join(map(interval, columns))} |")
+        lines.append(f"| {name} | {' | '.join(signed_interval(t_interval(of)) for of in columns)} |")
     return "\n".join(lines)
 
 
-def interval(of: list[float]) -> str:
-    mean, half = t_interval(of)
-    return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]" if half is not None else f"{mean:+.3f}"
-
-
-PANELS = {
-    WITHIN: "C7: score gap and cosine of g,\nwithin groups (Spearman)",
-    f"net {MASKS[0]}": "net share of a group, no mask",
-    f"net batch {MASKS[0]}": "net share of 16 prompts, no mask",
+PANELS = {  # figure -> title, unit
+    WITHIN: ("C7: score gap and cosine of g, within groups", "Spearman correlation"),
+    f"net {MASKS[0]}": ("net share of a group, no mask", "|v+ + v-| / (|v+| + |v-|)"),
+    f"net batch {MASKS[0]}": ("net share of 16 prompts, no mask", "|v+ + v-| / (|v+| + |v-|)"),
 }
 
 
@@ -140,17 +135,18 @@ def draw(points: list[Point]) -> Figure:
     """Against the step, mean and interval over seeds; all methods begin at the warm start."""
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     axes = figure.subplots(1, len(PANELS))
-    for ax, (name, title) in zip(axes, PANELS.items(), strict=True):
+    for ax, (name, (title, unit)) in zip(axes, PANELS.items(), strict=True):
         for i, method in enumerate(METHODS):
             steps = [(START, 0), *((method, step) for step in STEPS)]
             found = [t_interval(values(points, *where, name)) for where in steps]
             look = style(i, len(steps)) | {"marker": "os^"[i], "markevery": 1}
             xs = [step + (i - 1) * 0.8 for _, step in steps]  # side by side, or their bars hide each other
             ax.errorbar(xs, [m for m, _ in found], [half or 0.0 for _, half in found], capsize=3, label=method, **look)
-        ax.set(title=title, xlabel="step")
+        ax.set(xlabel="step", ylabel=unit)
+        ax.set_title(title, fontsize=10)
         ax.grid(alpha=0.3)
     axes[0].axhline(0, color="grey", linewidth=0.8)
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(METHODS), fontsize=8)
     return figure
 
 

@@ -1,7 +1,7 @@
 """The experiments behind the claims: a grid of training runs, methods x seeds x settings, and a table of their results.
 
 Runs of train.py followed by eval.py, as many at once as there are cores, each in its folder. What is done is skipped,
-what was stopped goes on, so the same command can be given again and again. Everything was fixed here in advance, but for
+what was stopped goes on, so the same command can be given again and again. Everything was fixed here in advance, but
 the two lowest rates of the sweep, which were added when 3e-5, the lowest at first, won:
 
     sweep        each method of the claims at six learning rates, judged on validation problems; the best rate is the
@@ -10,13 +10,13 @@ the two lowest rates of the sweep, which were added when 3e-5, the lowest at fir
     after_sft    dr_grpo from where sft ended (more SFT, then RL), 5 seeds
     controls     a random mask (15 seeds); dr_grpo with S as its reward (5)
     sweep_others, others    the other recipes: rates with one seed, then 3 seeds
-    rates        the methods of the claims and luffy at five learning rates, 3 seeds each: which survive?
+    rates        grpo, dr_grpo, dagrpo_on, dagrpo and luffy at five learning rates, 3 seeds each: which survive?
     ablations    delta, scorer noise, flawed anchors, anchors in hard groups, LUFFY's ratio, group sizes; 3 seeds
 
 A seed decides where a run starts, the order of prompts, and the sampling: each seed has a warm start of its own, from
 other initial weights, on other batches of the same problems. At the same seed all methods start from the same policy
 and see the same prompts at the same step. (An earlier series had one start for all seeds. Its intervals were about that
-start alone, and another machine, whose rounding differs, made another start, on which all methods were far better.)
+start alone; another machine, whose rounding differs, made another start, and one run ended at 0.61 instead of 0.47.)
 
     python -m analysis.experiments                     everything, in this order
     python -m analysis.experiments --stages main       a stage; those before it have to be done
@@ -39,7 +39,7 @@ from typing import Any
 
 import dagrpo
 import policy as policies
-from analysis.table import Eval, Run, read_eval, read_run, t_interval
+from analysis.table import Eval, Run, number, read_eval, read_run, t_interval
 from cli import Parser, fail, progress
 
 STEPS = 60
@@ -275,6 +275,27 @@ def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """The rows of runs.csv: stage, label and method as text, seed a number, and figures, None where there is none.
+
+    Ends the program with one line if there are none, or if the file is not what `collect` writes.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [
+                {name: text if name in ("stage", "label", "method") else number(text) for name, text in row.items()}
+                | {"seed": int(row["seed"])}
+                for row in csv.DictReader(file)
+            ]
+        if any(not row["stage"] or row["mean"] is None for row in rows):
+            raise ValueError
+    except OSError as error:
+        fail(f"{path} cannot be read ({error.strerror}); python -m analysis.experiments makes it")
+    except (ValueError, KeyError, TypeError):
+        fail(f"{path} is damaged: it is not a table of analysis.experiments")
+    return rows or fail(f"{path} holds no run yet; python -m analysis.experiments makes them")
 
 
 def stages_of(jobs: Iterable[Job]) -> list[str]:

@@ -2,10 +2,10 @@
 
 One of the three is varied at a time, from one prompt of 128 tokens with 8 responses of 128. Every row carries signal,
 and every response has its full length, so that a point is what its name says. Each is a process of its own
-(bench.measure), two or more steps, of which the first is not counted.
+(bench.measure), two steps, of which the first is not counted.
 
 What is to be seen: prompts run once for their group, so time grows slower than G x P (dashed: in proportion); and
-micro-batches hold the learner's memory down, so it stays where it is once a group is larger than --micro-batch-tokens.
+micro-batches bound the learner's memory once a group is larger than one, while that of sampling grows with the rows.
 
 Writes into --out: growth.png, growth.csv (exactly what is drawn), growth.txt (the caption).
 
@@ -32,7 +32,7 @@ from analysis.saved import read_rows, write_rows
 from cli import Parser, fail, progress
 
 BASE = Case(prompts=1, group_size=8, prompt_tokens=128, new_tokens=128, micro_batch_tokens=2048, steps=1, whole=True)
-VARIED = {  # the field of Case -> its letter, and the values
+VARIED = {  # the field of Case -> what the axis is called, and the values
     "group_size": ("group size G", (4, 8, 16, 32)),
     "prompt_tokens": ("prompt tokens P", (64, 128, 256, 512, 1024)),
     "new_tokens": ("response tokens T", (32, 64, 128, 256, 512)),
@@ -130,14 +130,13 @@ def caption(found: list[Point], argv: list[str], out: Path) -> str:
     again = shlex.join(["python", "-m", "analysis.growth", "--from-csv", str(out / "growth.csv")])
     shown = [Path(word).name if Path(word).is_absolute() else word for word in argv]
     shape = f"G = {BASE.group_size}, P = {BASE.prompt_tokens}, T = {BASE.new_tokens}"
-    about = f"Time and peak memory of one training step of {one.model} on two CPU cores, fp32, all rows with signal, "
-    about += (
-        f"all responses of full length, micro-batches of at most {one.micro_batch_tokens} tokens. One of group size, "
-    )
-    about += f"prompt and response length is varied at a time, from one prompt with {shape}. Each point is one step of "
-    about += "one process: the machine's noise is in it. Grey: the first point's time, growing in proportion. Rollout: "
-    about += "sampling, rewards and masks."
-    about = textwrap.fill(about, 118)
+    about = f"""
+        Time and peak memory of one training step of {one.model} on two CPU cores, fp32, all rows with signal, all
+        responses of full length, micro-batches of at most {one.micro_batch_tokens} tokens. One of group size, prompt
+        and response length is varied at a time, from one prompt with {shape}. Each point is one step of one process:
+        the machine's noise is in it. Grey: the first point's time, growing in proportion. Rollout: sampling, rewards
+        and masks."""
+    about = textwrap.fill(" ".join(about.split()), 118)
     return f"{about}\n\ndrawn by:    {shlex.join(['python', '-m', 'analysis.growth', *shown])}\ndrawn again: {again}\n"
 
 

@@ -1,11 +1,11 @@
 """Memory and time of a training step by model size and length, computed from the formula below.
 
-W weights, of which A are trained (all, or LoRA's); w bytes a weight, 4, or 2 for LoRA's frozen base; a bytes an
-activation, 4 in fp32, 2 in bf16; N rows of P + T tokens; micro-batches of M tokens; L layers of width d, of which an
-MLP has f and keys and values k each; V words.
+W weights, of which U are trained: all, or LoRA's beside a frozen base of 2 bytes a weight; a bytes an activation, 4 in
+fp32, 2 in bf16; N rows of P + T tokens; micro-batches of M tokens; L layers of width d, of which an MLP has f and keys
+and values k each.
 
-    weights      w (W - A) + 4 A
-    training     12 A             fp32 gradients and Adam's two moments
+    weights      4 U, and 2 W where the base is frozen
+    training     12 U             fp32 gradients and Adam's two moments
     activations  a M (10 d + 2 k + 5 f) L, kept for the backward pass; with gradient checkpointing a M d L, and the
                  first for one layer
     prompts      2 a k L (P + T) M / T, the keys and values of the rows of a micro-batch
@@ -13,21 +13,24 @@ MLP has f and keys and values k each; V words.
     cache        2 a k L N (P + T) while sampling; not at the same time as activations, prompts and logits
     rest         0.6 GB           the program and its libraries
 
-    learner      2 F (1 + b) (B P + N T) / R, R operations a second, F = W without embeddings looked up, b = 2 where
-                 weights have gradients, 1 with LoRA; 2 F more for the second forward pass of checkpointing
-    sampling     prompts, 2 F B P / R; then T tokens, each the longest of 2 F N / R, (w W + cache / 2) / bandwidth, and
-                 `a_token`, which kernels that wait for Python take
+    learner      2 F (1 + b) (B P + N T) / rate of operations; F = W without embeddings looked up, b = 2 where weights
+                 have gradients, 1 with LoRA; 2 F more for the second forward pass of checkpointing
+    sampling     prompts, 2 F B P / rate; then T tokens, each the longest of 2 F N / rate, (the base's bytes and half
+                 of the cache) / bandwidth, and `a_token`, which kernels that wait for Python take
 
-Everything printed here is computed; what is measured is analysis.bench's and analysis.growth's. The formula leaves out
-attention's own products and what an allocator holds back: on SmolLM2 and two CPU cores the process had 6 to 27 % more.
+The table is computed. Below it stands what analysis.growth has measured over what the formula says of the same cases:
+it leaves out attention's own products and what an allocator holds back.
 
-    python -m analysis.sizes
+    python -m analysis.sizes       reads results/growth/growth.csv for the comparison
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from analysis.growth import Point
+from analysis.saved import read_rows
 from cli import Parser
 
 
@@ -43,11 +46,10 @@ class Shape:
     mlp: int
     tied: bool  # one matrix embeds tokens and makes logits
     bias: bool = False  # of queries, keys and values
-    head_width: int | None = None  # width / heads if not told
 
     @property
     def kv_width(self) -> int:
-        return self.kv_heads * (self.head_width or self.width // self.heads)
+        return self.kv_heads * self.width // self.heads
 
     @property
     def linear(self) -> int:
@@ -157,10 +159,23 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def measured_over_computed(points: list[Point]) -> list[float]:
+    """Peak memory of analysis.growth's processes on SmolLM2, over the formula's."""
+    ratios = []
+    for p in points:
+        tokens = min(p.micro_batch_tokens, p.prompt_tokens + p.group_size * p.new_tokens)  # of one prompt
+        setting = Setting(1, p.group_size, p.prompt_tokens, p.new_tokens, tokens)
+        ratios.append(1e9 * p.peak_gb / peak(memory(SHAPES["SmolLM2-135M"], setting, activation_bytes=4)))
+    return ratios
+
+
 def main(argv: list[str] | None = None) -> None:
-    Parser(prog="python -m analysis.sizes", description=__doc__).parse_args(argv)
+    parser = Parser(prog="python -m analysis.sizes", description=__doc__)
+    parser.add_argument("--growth", default="results/growth/growth.csv", metavar="FILE", help="of analysis.growth")
+    ratios = measured_over_computed(read_rows(Point, Path(parser.parse_args(argv).growth)))
     print("Computed, not measured: one GPU of 80 GB, micro-batches of 16,384 tokens, all rows with signal.\n")
     print(table())
+    print(f"\nMeasured over computed memory, {len(ratios)} cases: {min(ratios):.2f} to {max(ratios):.2f}")
 
 
 if __name__ == "__main__":

@@ -116,6 +116,17 @@ def t_interval(values: list[float]) -> tuple[float, float | None]:
     return mean, float(student.ppf(0.975, n - 1)) * math.sqrt(variance / n)
 
 
+def signed_interval(interval: tuple[float, float | None], digits: int = 3) -> str:
+    """A difference and its interval as tables show it; of a single value the value alone.
+
+    >>> signed_interval((0.1, 0.25)), signed_interval((0.1, None))
+    ('+0.100 [-0.150, +0.350]', '+0.100')
+    """
+    mean, half = interval
+    ends = "" if half is None else f" [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
+    return f"{mean:+.{digits}f}{ends}"
+
+
 COSTS = ("steps", "responses", "seconds")  # the other columns are greedy accuracies
 
 

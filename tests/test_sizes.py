@@ -6,6 +6,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 import policy
 from analysis import sizes
+from analysis.growth import Point
+from analysis.saved import write_rows
 from analysis.sizes import SHAPES, Machine, Setting, Shape
 
 
@@ -76,7 +78,11 @@ def test_a_decoding_step_takes_what_is_longest():
         assert found == pytest.approx(2 * F * 15 / machine.flop + tokens * longest)
 
 
-def test_the_table_prints(capsys):
-    sizes.main([])
+def test_the_table_prints_and_the_formula_is_held_against_what_was_measured(capsys, tmp_path):
+    says = sizes.peak(sizes.memory(SHAPES["SmolLM2-135M"], Setting(1, 8, 100, 10, 180), activation_bytes=4))
+    points = [Point("", 8, 100, 10, 1.0, 1.0, 1.0, 1.5e-9 * says, budget, "m") for budget in (180, 2048)]
+    write_rows(points, tmp_path / "growth.csv")
+    sizes.main(["--growth", str(tmp_path / "growth.csv")])
     out = capsys.readouterr().out
+    assert "2 cases: 1.50 to 1.50" in out, "a group that is smaller than a micro-batch does not fill it"
     assert "Computed, not measured" in out and out.count("Qwen2.5-Math-7B") == 3
