@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 import policy
-from analysis import claims, experiments
+from analysis import claims, experiments, table
 from analysis.claims import Answer, Claim, answer, difference, holm, verdict
 
 RATES = dict.fromkeys((*experiments.CLAIMED, *experiments.FEWER, *experiments.OTHERS), "1e-4")
@@ -92,6 +92,12 @@ def test_every_seed_has_a_warm_start_of_its_own_that_is_made_before_its_runs(tmp
     jobs = [experiments.Job("main", label, "grpo", seed) for label in ("a", "b") for seed in (2, 1)]
     experiments.run_stage(jobs, tmp_path, workers=1)
     assert order == [("start", 2), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+
+
+def test_seeds_with_a_warm_start_each_are_one_method(tmp_path):
+    (tmp_path / "warm_start.json").touch()
+    assert table.origin(str(tmp_path)) == ""
+    assert table.origin(str(tmp_path / "a_model")) == " after a_model"
 
 
 def test_a_run_that_fails_is_told(tmp_path, capsys, monkeypatch):

@@ -27,6 +27,7 @@ def test_the_table_and_the_figure_are_of_what_was_measured(tmp_path, monkeypatch
     monkeypatch.setattr(growth, "points", lambda model: made())
     growth.main(["--model", "/somewhere/model", "--out", str(tmp_path)])
     table = capsys.readouterr().out
+    assert len(table.splitlines()) == 2 + 4 + 5 + 5, "each block has its own cases, and the base"
     assert "| group size G | 16 | 128 | 128 | 512.0 | 128.0 | 256.0 | 1.50 | 2.0 (4) |" in table
     assert "| response tokens T | 8 | 128 | 512 | 724.1 | 181.0 | 362.0 | 1.50 | 4.0 (16) |" in table
     assert (tmp_path / "growth.png").stat().st_size > 10_000
