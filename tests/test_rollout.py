@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -87,6 +88,18 @@ def test_small_probabilities_of_a_large_vocabulary_are_drawn(monkeypatch):
         u = 1 - share + part * share
         monkeypatch.setattr(torch, "rand", lambda n, *_, u=u, **__: torch.full((n, 1), u, dtype=torch.float64))
         assert abs(rollout.draw(rare.float()).item() - part * 150_000) < 5
+
+
+@pytest.mark.parametrize("size", [5, 1024, 1025, 3000])
+def test_drawing_in_two_stages_is_one_inversion(monkeypatch, size):
+    """Beside numpy's search in all cumulative sums; every second probability is 0, and never drawn."""
+    rng = np.random.default_rng(size)
+    weights = rng.random(size) * (np.arange(size) % 2 == 0)
+    probability = torch.tensor(weights / weights.sum(), dtype=torch.float64)
+    u = torch.tensor(rng.random(2000))[:, None]
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: u)
+    expected = np.searchsorted(np.cumsum(probability.numpy()), u[:, 0].numpy(), side="right")
+    assert rollout.draw(probability.expand(len(u), size))[:, 0].tolist() == expected.tolist()
 
 
 def test_samples_ignore_the_models_own_generation_config(tiny):
