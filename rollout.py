@@ -29,6 +29,7 @@ from transformers import (
 )
 
 import kvcache
+from packed import packed
 from policy import Policy
 from tasks import Problem
 
@@ -233,7 +234,7 @@ def _generate(policy: Policy, ids: Tensor, attention: Tensor, cache: Cache, leng
     # a repetition penalty or a minimal length. So the model's own one is replaced while we sample.
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
-        with policy.autocast():
+        with policy.autocast(), packed(policy, len(ids), length):
             return model.generate(
                 input_ids=ids,
                 attention_mask=attention,

@@ -344,6 +344,7 @@ def save(run: Run) -> None:
 
 def start(args: argparse.Namespace, recipe: Recipe | None, checkpoint: Path | None) -> Run:
     """The policy (of the checkpoint, if there is one), its optimiser and, for a KL term, the reference."""
+    policies.keep_freed_memory()
     begin, model = args.init_from or args.model, checkpoint and checkpoint / "model"
     torch.manual_seed(args.seed)
     how = {"checkpointing": args.gradient_checkpointing, "bf16": args.bf16}

@@ -1,6 +1,10 @@
 """policy.py: the tokenizer, SFT's loss, the warm start and its cache, and where models are found."""
 
+import platform
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,3 +117,19 @@ def test_a_hub_id_stays_as_it_is_and_a_folder_without_a_model_is_one_clear_line(
     with pytest.raises(SystemExit) as stop:
         policies.resolve(str(tmp_path))
     assert stop.value.code == 2 and "holds no model" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_kept():
+    """A tensor of 128 MB in the place of another of that size: no page of it comes from the system anew."""
+    code = """
+import resource, torch, policy
+policy.keep_freed_memory()
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**25)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    root = Path(policies.__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000  # 128 MB are 32,768 pages
