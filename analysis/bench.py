@@ -46,7 +46,7 @@ from cli import Parser, fail, need, progress
 from policy import Policy
 from rollout import Rollouts
 
-WARM = 1  # steps that are not counted
+WARM = 2  # steps that are not counted: in them memory is used for the first time, which some machines give slowly
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Case:
     new_tokens: int = 64  # T
     micro_batch_tokens: int = 2048
     checkpointing: bool = False
+    bf16: bool = False  # products in bf16 on a CPU, here and there
     whole: bool = False  # every response has all T tokens: what would end one is a token that nobody draws
     steps: int = 2
     who: str = "all"  # of CHILDREN
@@ -99,6 +100,7 @@ def ours(case: Case) -> dict[str, float]:
         shape = ["--batch-prompts", case.prompts, "--group-size", case.group_size, "--max-new-tokens", case.new_tokens]
         memory = ["--micro-batch-tokens", case.micro_batch_tokens, "--updates-per-batch", 1, "--lr", 1e-6]
         memory += ["--gradient-checkpointing"] if case.checkpointing else []
+        memory += ["--bf16"] if case.bf16 else []
         model = ["--model", case.model] if case.model else []
         args = flags.parse(["--method", "dagrpo_on", "--out", out, *map(str, [*shape, *memory, *model])])
     run = train.start(args, flags.make_recipe(args), None)
@@ -132,7 +134,7 @@ def learner_work(policy: Policy, pool: list[tasks.Problem], rollouts: Rollouts, 
 
 def plain_generate(case: Case) -> dict[str, float]:
     """`generate` of every prompt G times, with the sampling of sample_groups, beside sample_groups itself."""
-    policy = policies.load(case.model)
+    policy = policies.load(case.model, bf16=case.bf16)
     policy.tokenizer.chat_template = None
     pool = [tasks.Problem(question, "0", "", "1") for question in questions(policy, case)]
     ids, mask = (x.repeat_interleave(case.group_size, dim=0) for x in rollout.pad_prompts(policy, pool))
@@ -143,7 +145,7 @@ def plain_generate(case: Case) -> dict[str, float]:
     for seed in range(WARM + case.steps):
         torch.manual_seed(seed)
         begin = time.perf_counter()
-        with torch.no_grad():
+        with torch.no_grad(), policy.autocast():
             out = policy.model.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config)
         plain = time.perf_counter() - begin
         generated, _ = rollout.completion_mask(out[:, ids.shape[1] :], policy.eos_id)
@@ -163,15 +165,15 @@ def trl(case: Case) -> dict[str, float]:
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    policy = policies.load(case.model)
+    policy = policies.load(case.model, bf16=case.bf16)
     policy.tokenizer.chat_template = None
     rows, out = case.prompts * case.group_size, tempfile.mkdtemp()
     config = GRPOConfig(
         output_dir=out, max_steps=WARM + case.steps, per_device_train_batch_size=rows, num_generations=case.group_size,
         max_completion_length=case.new_tokens, temperature=1.0, top_p=1.0, top_k=0, beta=0.0, learning_rate=1e-6,
-        loss_type="dr_grpo", scale_rewards="none", gradient_checkpointing=case.checkpointing, bf16=False,
-        use_cpu=not torch.cuda.is_available(), report_to="none", save_strategy="no", disable_tqdm=True,
-        logging_strategy="no", dataloader_pin_memory=False,
+        loss_type="dr_grpo", scale_rewards="none", gradient_checkpointing=case.checkpointing,
+        bf16=policy.autocast_dtype is not None, use_cpu=not torch.cuda.is_available(), report_to="none",
+        save_strategy="no", disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False,
     )  # fmt: skip
 
     def reward(completions: list[str], **_: Any) -> list[float]:
@@ -298,6 +300,7 @@ def main(argv: list[str] | None = None) -> None:
         default = getattr(Case, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=about)
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, here and there")
+    parser.add_argument("--bf16", action="store_true", help="products in bf16 on a CPU, here and there")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of all four, in turn")
     parser.add_argument("--json", metavar="FILE", help="also write everything there")
     parser.add_argument("--child", help="a measurement, used by this program itself")

@@ -2,7 +2,7 @@
 
 One of the three is varied at a time, from one prompt of 128 tokens with 8 responses of 128. Every row carries signal,
 and every response has its full length, so that a point is what its name says. Each is a process of its own
-(bench.measure), two steps, of which the first is not counted.
+(bench.measure), three steps, of which the last is counted.
 
 What is to be seen: prompts run once for their group, so time grows slower than G x P (dashed: in proportion); and
 micro-batches bound the learner's memory once a group is larger than one, while that of sampling grows with the rows.

@@ -24,8 +24,8 @@ def biased(tiny):
     """A model whose linear layers have a bias, and fewer key heads than query heads."""
     torch.manual_seed(1)
     config = LlamaConfig(
-        vocab_size=len(tiny.tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
+        vocab_size=len(tiny.tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     for name, parameter in model.named_parameters():
