@@ -337,7 +337,7 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
         mallopt(M_MMAP_MAX, 0)  # no piece in a mapping of its own
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # free at the heap's end before any of it is given back, bytes
+        mallopt(M_TRIM_THRESHOLD, -1)  # nothing is given back from the heap's end, however much is free
 
 
 def load(
