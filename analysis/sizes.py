@@ -19,7 +19,8 @@ and values k each.
                  of the cache) / bandwidth, and `a_token`, which kernels that wait for Python take
 
 The table is computed. Below it stands what analysis.growth has measured over what the formula says of the same cases:
-it leaves out attention's own products and what an allocator holds back.
+it leaves out attention's own products, what an allocator holds back, and the second copy of the weights with which a
+large model samples on a CPU (packed.py).
 
     python -m analysis.sizes       reads results/growth/growth.csv for the comparison
 """
