@@ -121,13 +121,13 @@ def test_a_hub_id_stays_as_it_is_and_a_folder_without_a_model_is_one_clear_line(
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_freed_memory_is_kept():
-    """A tensor of 128 MB in the place of another of that size: no page of it comes from the system anew."""
+    """A tensor of 128 MB where one of 256 MB was: no page of it comes from the system anew."""
     code = """
 import resource, torch, policy
 policy.keep_freed_memory()
-for _ in range(2):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**25)
+torch.ones(2**26)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**25)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     root = Path(policies.__file__).parent
