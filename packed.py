@@ -3,8 +3,8 @@
 A decoding step multiplies a few rows, one a response, with every weight of the model. MKL wants weights in blocks that
 fit its registers and caches, and lays them out so inside every product. With thousands of rows that costs nothing
 beside the product; with 16 it takes a quarter of it. Weights stay as they are while a batch is sampled, so here they
-are laid out once, which takes about as long as it saves in ten steps, and a second copy of them until the batch is
-done. A product adds up in another order then: the results differ by rounding.
+are laid out once, which takes about as long as it saves in 10 to 30 steps, and a second copy of them until the batch
+is done. A product adds up in another order then: the results differ by rounding.
 
 Torch has the two operators for what torch.compile makes of a frozen model, and gives them no public name. Where they
 are missing (builds without MKL), on a GPU, in bf16, and for small models, whose weights stay in the caches, nothing is
@@ -33,16 +33,16 @@ def packed(policy: Policy, rows: int, steps: int) -> Iterator[None]:
     if steps < WORTH_STEPS or sum(layer.weight.numel() for layer in layers) < WORTH_WEIGHTS or not possible(policy):
         yield
         return
-    for layer in layers:
-        weight = layer.weight.detach()
-        layout = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
-        # for another number of rows the operator takes `weight`
-        layer.forward = partial(_linear, layout=layout, weight=weight, bias=layer.bias, rows=rows)
     try:
+        for layer in layers:
+            weight = layer.weight.detach()
+            layout = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
+            # for another number of rows the operator takes `weight`
+            layer.forward = partial(_linear, layout=layout, weight=weight, bias=layer.bias, rows=rows)
         yield
     finally:
         for layer in layers:
-            del layer.forward  # the class's own is there again
+            vars(layer).pop("forward", None)  # the class's own is there again, also where memory ran out half-way
 
 
 def possible(policy: Policy) -> bool:
