@@ -44,7 +44,11 @@ class Reading(DynamicLayer):
 
 
 class Growing(DynamicLayer):
-    """Holds the rows' tokens so far, (n, heads, tokens, D), as views of tensors that have room for more."""
+    """Holds the rows' tokens so far, (n, heads, tokens, D), as views of tensors that have room for more.
+
+    In the precision of products: under autocast, attention would round keys in fp32 (those with rotary positions are)
+    to bf16 at every token, all of them. The learner keeps fp32, in which a prompt's gradients add up.
+    """
 
     rooms: tuple[Tensor, Tensor] | None = None  # each (n, heads, tokens and some more, D)
 
@@ -53,7 +57,7 @@ class Growing(DynamicLayer):
         length = before + keys.shape[2]
         if self.rooms is None or self.rooms[0].shape[2] < length:
             old = (self.keys, self.values) if before else (keys[:, :, :0], values[:, :, :0])
-            self.rooms = tuple(_with_room(x, length + ROOM) for x in old)
+            self.rooms = tuple(_with_room(rounded(x), length + ROOM) for x in old)
         for room, new in zip(self.rooms, (keys, values), strict=True):
             room[:, :, before:length] = new
         self.keys, self.values = (room[:, :, :length] for room in self.rooms)
@@ -63,6 +67,12 @@ class Growing(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
         self.rooms = None
+
+
+def rounded(x: Tensor) -> Tensor:
+    """x as products see it: in autocast's precision, where that is on."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def _with_room(x: Tensor, length: int) -> Tensor:
