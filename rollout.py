@@ -92,7 +92,7 @@ def concat(first: Rollouts, second: Rollouts, pad_id: int) -> Rollouts:
 class _Sampler(LogitsProcessor):
     """Draws the next token of every row itself, and notes its log-prob and the distribution's entropy.
 
-    `generate` then takes the largest score, and only the drawn token's is finite. Left to `generate`, on a CPU, the
+    `generate` then takes the largest score, which is the drawn token's. Left to `generate`, on a CPU, the
     draw takes longer than the attention of all layers: torch.multinomial makes a random number for every word of the
     vocabulary, where one for every row is enough. And so the log-probs are of the very logits that were drawn from,
     without the T tensors (N, V) that `output_logits=True` would keep.
@@ -110,8 +110,9 @@ class _Sampler(LogitsProcessor):
         self.logp.append(logp.gather(1, drawn).squeeze(1))
         if self.logp[-1].isnan().any():  # one logit that is not finite makes its whole row so
             raise FloatingPointError("the policy's logits are not finite")
-        self.entropy.append(torch.special.entr(probability).sum(dim=-1))  # entr(0) = 0: no NaN from 0 * -inf
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
+        # below e^-104 an fp32 probability is 0: no NaN from 0 * -inf. torch.special.entr takes four times as long
+        self.entropy.append(-(probability * logp.clamp_(min=-104)).sum(dim=-1))
+        return torch.zeros_like(scores, dtype=torch.int8).scatter_(1, drawn, 1)  # int8: the largest is found sooner
 
 
 def draw(probability: Tensor) -> Tensor:
@@ -316,8 +317,8 @@ def micro_batches(lengths: Tensor, budget: int, group: Tensor | None = None, pro
     """Row indices in batches that run at most `budget` tokens, padding counted; a row over the budget goes alone.
 
     `lengths` (n,) of completions, `group` (n,) of the rows' prompts, each of `prompt_tokens` and run once in a batch.
-    Rows in order of length waste little on padding, rows of a prompt side by side run it in few batches: of these two
-    orders the one that runs fewer tokens is taken.
+    Rows in order of length waste little on padding, rows of a prompt side by side run it in few batches, and prompts
+    that are not split in fewer still: of these three the one that runs fewest tokens is taken.
 
     >>> micro_batches(torch.tensor([1, 9, 2, 8]), budget=20)
     [tensor([0, 2]), tensor([3, 1])]
@@ -331,18 +332,23 @@ def micro_batches(lengths: Tensor, budget: int, group: Tensor | None = None, pro
         """The tokens that a pass over these rows runs."""
         return prompt_tokens * len(group[rows].unique()) + len(rows) * int(lengths[rows].max())
 
-    def fill(order: Tensor) -> list[list[int]]:
+    def fill(units: list[list[int]]) -> list[list[int]]:
+        """Units of rows in this order; one that is over the budget by itself is taken apart."""
         batches: list[list[int]] = []
-        for row in order.tolist():
-            if batches and run([*batches[-1], row]) <= budget:
-                batches[-1].append(row)
+        for unit in units:
+            if batches and run(batches[-1] + unit) <= budget:
+                batches[-1] = batches[-1] + unit
+            elif len(unit) == 1 or run(unit) <= budget:
+                batches.append(unit)
             else:
-                batches.append([row])
+                batches += fill([[row] for row in unit])
         return batches
 
     by_length = lengths.argsort(stable=True)
     by_prompt = by_length[group[by_length].argsort(stable=True)]
-    best = min(fill(by_length), fill(by_prompt), key=lambda batches: sum(map(run, batches)))
+    whole = [by_prompt[group[by_prompt] == b].tolist() for b in group.unique()]
+    orders = ([[row] for row in by_length.tolist()], [[row] for row in by_prompt.tolist()], whole)
+    best = min(map(fill, orders), key=lambda batches: sum(map(run, batches)))
     return [torch.tensor(batch) for batch in best]
 
 

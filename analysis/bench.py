@@ -58,7 +58,7 @@ class Case:
     group_size: int = 8  # G
     prompt_tokens: int = 160  # P, of `model`
     new_tokens: int = 64  # T
-    micro_batch_tokens: int = 2048
+    micro_batch_tokens: int = 1024
     checkpointing: bool = False
     bf16: bool = False  # products in bf16 on a CPU, here and there
     whole: bool = False  # every response has all T tokens: what would end one is a token that nobody draws

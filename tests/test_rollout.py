@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
+import kvcache
 import policy as policies
 import rollout
 from policy import Policy
@@ -100,6 +102,42 @@ def test_drawing_in_two_stages_is_one_inversion(monkeypatch, size):
     monkeypatch.setattr(torch, "rand", lambda *_, **__: u)
     expected = np.searchsorted(np.cumsum(probability.numpy()), u[:, 0].numpy(), side="right")
     assert rollout.draw(probability.expand(len(u), size))[:, 0].tolist() == expected.tolist()
+
+
+def test_a_token_that_is_ruled_out_is_never_drawn_and_spoils_no_entropy():
+    scores = torch.full((100, 6), -torch.inf)
+    scores[:, [1, 4]] = torch.tensor([0.0, math.log(3.0)])
+    sampler = rollout._Sampler(temperature=1.0, greedy=False)
+    drawn = sampler(None, scores).argmax(dim=1)  # as `generate` reads it
+    assert set(drawn.tolist()) == {1, 4}
+    expected = torch.where(drawn == 1, math.log(1 / 4), math.log(3 / 4))
+    torch.testing.assert_close(sampler.logp[0], expected)
+    entropy = -0.25 * math.log(0.25) - 0.75 * math.log(0.75)
+    torch.testing.assert_close(sampler.entropy[0], torch.full((100,), entropy))
+
+
+def test_keys_are_kept_as_attention_sees_them(tiny, problems, monkeypatch):
+    """Rounded to bf16 once, when stored, instead of at every token: the very same samples."""
+    policy, kept = replace(tiny, autocast_dtype=torch.bfloat16), []
+    update = kvcache.Growing.update
+
+    def spy(layer, *args, **kwargs):
+        found = update(layer, *args, **kwargs)
+        kept.extend(x.dtype for x in found)
+        return found
+
+    monkeypatch.setattr(kvcache.Growing, "update", spy)
+
+    def sample():
+        torch.manual_seed(3)
+        return rollout.sample_groups(policy, problems, [3, 3, 3], max_new_tokens=30)
+
+    once = sample()
+    assert set(kept) == {torch.bfloat16}
+    monkeypatch.setattr(kvcache, "rounded", lambda x: x)
+    each_time = sample()
+    assert torch.float32 in kept and torch.equal(once.tokens, each_time.tokens)
+    assert torch.equal(once.logp, each_time.logp)
 
 
 def test_samples_ignore_the_models_own_generation_config(tiny):
@@ -295,3 +333,6 @@ def test_micro_batches_keep_long_prompts_together_and_sort_short_ones_by_length(
     assert [group[batch].unique().tolist() for batch in long] == [[0], [1], [2]]
     short = rollout.micro_batches(lengths, budget=140, group=group, prompt_tokens=1)
     assert [lengths[batch].tolist() for batch in short] == [[10, 11, 12], [40, 41, 42]]
+    # five rows of the first prompt's eight fit beside the second's, which would run the first prompt twice
+    whole = rollout.micro_batches(torch.full((16,), 64), budget=1024, group=torch.arange(16) // 8, prompt_tokens=160)
+    assert [batch.tolist() for batch in whole] == [list(range(8)), list(range(8, 16))]
