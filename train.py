@@ -174,12 +174,16 @@ def learn(run: Run, groups: Groups) -> tuple[Groups, dict[str, float]]:
 
 def optimizer_step(run: Run, loss: float) -> tuple[float, bool]:
     """The gradient's norm before clipping, and whether a step was taken: not with one that is not finite."""
-    norm = torch.nn.utils.clip_grad_norm_(run.policy.model.parameters(), run.args.max_grad_norm)
+    parameters = [parameter for parameter in run.policy.model.parameters() if parameter.requires_grad]
+    for parameter in parameters:  # a step without signal is one with gradient 0, not one that AdamW skips
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, run.args.max_grad_norm)
     done = math.isfinite(loss) and bool(torch.isfinite(norm))
     if done:
         run.optimizer.step()
     run.not_finite = 0 if done else run.not_finite + 1
-    run.optimizer.zero_grad(set_to_none=False)  # zeros, not None: a step without signal is one with gradient 0
+    run.optimizer.zero_grad()  # None: no memory for gradients while the next batch is sampled
     return norm.item(), done
 
 
@@ -353,8 +357,6 @@ def start(args: argparse.Namespace, recipe: Recipe | None, checkpoint: Path | No
     else:
         policy = policies.load(str(model) if model else begin, **how)
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
-    for parameter in parameters:  # a step without signal is a step with gradient 0, not one that AdamW skips
-        parameter.grad = torch.zeros_like(parameter)
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=0.0, fused=True)  # in one pass over memory
     run = Run(args, recipe, policy, optimizer)
     if args.kl_beta and recipe and not args.lora_rank:

@@ -62,6 +62,16 @@ def test_every_method_trains_and_leaves_a_model_that_loads(tiny_folder, tmp_path
     assert config["method"] == method and config["seed"] == 0
 
 
+def test_a_step_without_signal_is_one_with_gradient_zero(tiny_folder, tmp_path, monkeypatch):
+    """AdamW's momentum moves on in it; a parameter without a gradient would be left out."""
+    run(tiny_folder, tmp_path / "run", steps=1, method="dr_grpo")
+    before = weights(tmp_path / "run")
+    monkeypatch.setattr(scoring, "verify", lambda response, answer: False)
+    rows = run(tiny_folder, tmp_path / "run", "--resume", "--insist", steps=2, method="dr_grpo")
+    assert float(rows[0]["grad_norm"]) > 0 and float(rows[1]["grad_norm"]) == 0
+    assert not torch.equal(before, weights(tmp_path / "run"))
+
+
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny_folder, tmp_path):
     first = run(tiny_folder, tmp_path / "a")
     assert first == run(tiny_folder, tmp_path / "b")
