@@ -1,7 +1,10 @@
 """Shared by the tests: a policy small enough to build in a moment, in place of the warm start."""
 
+import threading
+
 import pytest
 import torch
+from judge_server import KEY, Server
 
 import policy as policies
 import tasks
@@ -35,3 +38,16 @@ def problems():
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    pytest.importorskip("openai")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

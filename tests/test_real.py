@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_judge import KEY, Reply, grades, response_part, server  # noqa: F401
+from judge_server import KEY, Reply, grades, response_part
 from test_train import groups_of, metrics, some_are_right, weights  # noqa: F401  a fixture among them
 
 import judge
@@ -218,7 +218,7 @@ def test_in_a_long_run_with_faults_every_group_is_scored_or_left_out_and_counted
     tiny_folder,
     tmp_path,
     monkeypatch,
-    server,  # noqa: F811  the fixture
+    server,
 ):
     """Over 200 groups through HTTP: one reply in four is a 500, garbage, cut off or a closed connection."""
     chance = random.Random(0)
