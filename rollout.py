@@ -92,10 +92,10 @@ def concat(first: Rollouts, second: Rollouts, pad_id: int) -> Rollouts:
 class _Sampler(LogitsProcessor):
     """Draws the next token of every row itself, and notes its log-prob and the distribution's entropy.
 
-    `generate` then takes the largest score, which is the drawn token's. Left to `generate`, on a CPU, the
-    draw takes longer than the attention of all layers: torch.multinomial makes a random number for every word of the
-    vocabulary, where one for every row is enough. And so the log-probs are of the very logits that were drawn from,
-    without the T tensors (N, V) that `output_logits=True` would keep.
+    `generate` then takes the largest score, which is the drawn token's. Left to `generate`, on a CPU, the draw takes
+    longer than the attention of all layers: torch.multinomial makes a random number for every word of the vocabulary,
+    where one for every row is enough. And so the log-probs are of the very logits that were drawn from, without the T
+    tensors (N, V) that `output_logits=True` would keep.
     """
 
     def __init__(self, temperature: float, greedy: bool) -> None:

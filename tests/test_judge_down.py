@@ -23,6 +23,18 @@ from judge import Counters, JudgeDown, http_judge
 # ---------------------------------------------------------------------------------------- a judge that is down
 
 
+def late_first(counters, failures, status):
+    """A reply to the response #0 that comes when the judge has read all failures; every other response is one."""
+
+    def reply(text, number):
+        if response_part(text)[2] != "#0":
+            return Reply(status=status)
+        wait_for(lambda: counters.calls == failures)
+        return Reply()
+
+    return reply
+
+
 @pytest.mark.extra
 def test_it_gives_up_early_when_nothing_but_failures_comes(server):
     server.reply = lambda text, number: Reply(status=500)
@@ -79,14 +91,8 @@ def test_known_scores_neither_add_to_the_count_nor_end_it(server):
 
 @pytest.mark.extra
 def test_quick_refusals_do_not_outrun_a_slow_good_answer(server):
-
-    def reply(text, number):
-        if response_part(text)[2] != "#0":
-            return Reply(status=400)
-        wait_for(lambda: counters.calls == 11)  # until the judge has read all refusals
-        return Reply()
-
-    server.reply, counters = reply, Counters()
+    counters = Counters()
+    server.reply = late_first(counters, failures=11, status=400)
     scores = http_judge(endpoint(server, give_up_after=5), counters)(pairs(*(f"#{n}" for n in range(12))))
     assert same(scores, [7, *[nan] * 11])
 
@@ -111,14 +117,8 @@ def test_a_wrong_key_or_model_is_told_at_once(server, status):
 @pytest.mark.extra
 def test_what_was_scored_before_it_went_down_is_kept(server, tmp_path):
     """Also by a request that was under way when it was given up."""
-
-    def reply(text, number):
-        if response_part(text)[2] != "#0":
-            return Reply(status=500)
-        wait_for(lambda: counters.calls == 2)  # until the judge has read both failures
-        return Reply()
-
-    server.reply, counters = reply, Counters()
+    counters = Counters()
+    server.reply = late_first(counters, failures=2, status=500)
     cached = endpoint(server, give_up_after=2, retries=0, cache=tmp_path / "cache.jsonl")
     with pytest.raises(JudgeDown):
         http_judge(cached, counters)(pairs("#0", "#1", "#2"))
