@@ -122,14 +122,15 @@ def ours(case: Case) -> dict[str, float]:
 
 
 def learner_work(policy: Policy, pool: list[tasks.Problem], rollouts: Rollouts, kept: float) -> dict[str, float]:
-    """Floating-point operations of the learner's products: 2 a weight and token forward, 4 backward."""
+    """Floating-point operations of the learner's products: 2 a weight and token forward, 4 back; bytes of weights."""
     model = policies.transformer(policy.model)
     head = model.get_output_embeddings().weight.numel()
     weights = sum(p.numel() for p in model.parameters() if p.dim() == 2) - head
     if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
         weights -= model.get_input_embeddings().weight.numel()
     prompts, responses = int(rollouts.prompt_mask.sum()), kept * int(rollouts.mask.sum())
-    return {"flop": 6 * (weights * (prompts + responses) + head * responses), "bytes": 4 * (weights + head)}
+    size = policy.autocast_dtype.itemsize if policy.autocast_dtype else 4  # bytes a weight, as sampling reads it
+    return {"flop": 6 * (weights * (prompts + responses) + head * responses), "bytes": size * (weights + head)}
 
 
 def plain_generate(case: Case) -> dict[str, float]:
@@ -207,9 +208,10 @@ def trl(case: Case) -> dict[str, float]:
     return medians(steps)
 
 
-def limits(_: Case) -> dict[str, float]:
-    """What the machine can do in fp32: operations a second in large products, bytes a second out of memory."""
+def limits(case: Case) -> dict[str, float]:
+    """The machine: operations a second in large products of this precision, bytes a second out of memory."""
     a, x = torch.randn(2048, 2048), torch.ones(2**28)
+    a = a.bfloat16() if case.bf16 else a
     product = fastest(lambda: a @ a)
     return {"flop_per_second": 2 * 2048**3 / product, "bytes_per_second": 4 * 2**28 / fastest(x.sum)}
 

@@ -1,8 +1,10 @@
 """analysis.bench: what is compared is what is said, and the ratios' arithmetic."""
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
 from analysis import bench
 from analysis.bench import Case
@@ -14,6 +16,17 @@ def test_the_shares_that_carry_signal_are_exact(tiny_folder, monkeypatch, who, s
     case = Case(str(tiny_folder), prompts=2, group_size=4, prompt_tokens=5, new_tokens=6, steps=1, who=who)
     found = bench.ours(case)
     assert found["kept"] == share and found["step"] > 0 and 0 < found["tokens"] <= 48
+
+
+def test_in_bf16_decoding_reads_half_the_bytes_and_the_limit_is_that_of_bf16(tiny_folder, monkeypatch):
+    monkeypatch.setattr(bench.scoring, "rewards", bench.scoring.rewards)
+    case = Case(str(tiny_folder), prompts=2, group_size=4, prompt_tokens=5, new_tokens=6, steps=1)
+    assert bench.ours(replace(case, bf16=True))["bytes"] == bench.ours(case)["bytes"] / 2
+    seen = []
+    monkeypatch.setattr(bench, "fastest", lambda work: seen.append(work()) or 1.0)
+    for bf16 in (False, True):
+        bench.limits(replace(case, bf16=bf16))
+    assert [product.dtype for product in seen[::2]] == [torch.float32, torch.bfloat16]
 
 
 def test_prompts_of_a_model_have_their_length(tiny_folder):
