@@ -9,6 +9,7 @@ transformers grows a cache by copying it for every token. What is done here inst
     Prompt     while the prompts run: what a layer computes is stored, and replaces what was there
     Reading    in the learner: one pass goes on top, so nothing has to be stored
     Growing    in sampling: a token at a time is stored, into room that was left for it
+    Static     the same on a GPU, in tensors of full length that stay where they are (graphs.py)
 
 Prompt and Reading give the same answer when a layer runs a second time. That is what gradient checkpointing does, in
 the backward pass, and why transformers' own cache cannot be used with it.
@@ -18,10 +19,12 @@ Departure: only layers of full attention are treated so. A layer with a sliding 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, StaticLayer
 
 from policy import Policy
 
@@ -38,6 +41,8 @@ class Prompt(DynamicLayer):
 
 class Reading(DynamicLayer):
     """Holds the rows' prompts, (n, heads, P, D); a pass over completions sees them, and leaves nothing behind."""
+
+    begin = Prompt.update
 
     def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
@@ -64,9 +69,27 @@ class Growing(DynamicLayer):
         self.is_initialized = True
         return self.keys, self.values
 
+    begin = update
+
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
         self.rooms = None
+
+
+class Static(StaticLayer):
+    """Holds the rows' tokens so far in the first part of tensors of full length, (n, heads, P + T, D).
+
+    As products see them, like Growing. transformers masks what is behind them, and counts them on the GPU, so that a
+    step need not know where it is.
+    """
+
+    def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        return super().update(rounded(keys), rounded(values))
+
+    begin = update
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.keys, self.values = self.keys[indices], self.values[indices]
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -82,11 +105,16 @@ def _with_room(x: Tensor, length: int) -> Tensor:
     return room
 
 
-def empty_cache(policy: Policy, kind: type[DynamicLayer]) -> Cache:
+def empty_cache(policy: Policy, kind: Callable[[], CacheLayerMixin]) -> Cache:
     """The model's cache with layers of this kind, but where it has a kind of its own."""
     cache = DynamicCache(config=policy.model.config)
     cache.layers = [kind() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def full_attention(policy: Policy) -> bool:
+    """Whether no layer of the model has a kind of its own."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=policy.model.config).layers)
 
 
 def positions_of(attention: Tensor) -> Tensor:
@@ -95,30 +123,28 @@ def positions_of(attention: Tensor) -> Tensor:
 
 
 def prompt_cache(
-    policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, group: Tensor, kind: type[DynamicLayer]
+    policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, group: Tensor, kind: Callable[[], CacheLayerMixin]
 ) -> Cache | None:
     """Keys and values of each prompt but for its last token: computed once, repeated for its rows, as `group` has them.
 
-    prompt_ids and prompt_mask (B, P), group (n,), `kind` Reading or Growing. Where gradients are on, those of a
-    prompt's rows add up in it. None for prompts of one token, and where the learner has to run the prompts with their
+    prompt_ids and prompt_mask (B, P), group (n,), `kind` makes a layer. Where gradients are on, those of a prompt's
+    rows add up in it. None for prompts of one token, and where the learner has to run the prompts with their
     rows: layers that neither Prompt nor Reading stands for would write to the cache twice under checkpointing.
     """
-    filled = empty_cache(policy, Prompt)
-    ours = all(isinstance(layer, Prompt) for layer in filled.layers)
-    if prompt_ids.shape[1] == 1 or (policy.checkpointing and torch.is_grad_enabled() and not ours):
+    if prompt_ids.shape[1] == 1:
+        return None
+    if policy.checkpointing and torch.is_grad_enabled() and not full_attention(policy):
         return None
     wanted, place = group.unique(return_inverse=True)  # prompts that have a row, and which of them each row's is
     ids, mask = prompt_ids[wanted, :-1], prompt_mask[wanted, :-1].long()
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions_of(mask)}
+    filled, cache = empty_cache(policy, Prompt), empty_cache(policy, kind)
     with policy.autocast():
         policy.model(**inputs, use_cache=True, cache=filled, logits_to_keep=1)
-    cache = empty_cache(policy, kind)
-    for i, layer in enumerate(filled.layers):
-        if isinstance(layer, Prompt):
-            rows = cache.layers[i]
-            rows.lazy_initialization(layer.keys, layer.values)
-            rows.keys, rows.values = layer.keys[place], layer.values[place]  # (n, heads, P - 1, D)
-        else:
-            layer.batch_select_indices(place)
-            cache.layers[i] = layer
+        for i, layer in enumerate(filled.layers):
+            if isinstance(layer, Prompt):
+                cache.layers[i].begin(layer.keys[place], layer.values[place])  # (n, heads, P - 1, D)
+            else:
+                layer.batch_select_indices(place)
+                cache.layers[i] = layer
     return cache

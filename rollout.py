@@ -28,14 +28,16 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+import graphs
 import kvcache
 from packed import packed
-from policy import Policy
+from policy import Policy, transformer
 from tasks import Problem
 
 PER_ROW = ("tokens", "mask", "logp", "entropy", "group", "is_anchor", "ended")  # tensors with one entry a row
 LOGITS_AT_ONCE = 2**24  # 64 MB of fp32
 DRAWN_FROM = 1024  # probabilities
+WORTH_SHARING = 5e12  # weights times tokens: 75 ms of a GPU that does 400e12 operations a second, 6 for each
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,8 @@ def sample_groups(
     prompt_ids, prompt_mask = pad_prompts(policy, problems)  # (B, P)
     tokens = torch.full((len(group), max_new_tokens), policy.pad_id, device=policy.device)  # (N, T)
     logp, entropy = torch.zeros((2, *tokens.shape), device=policy.device)  # (N, T) each
-    cache = kvcache.prompt_cache(policy, prompt_ids, prompt_mask, group, kvcache.Growing)
-    cache = cache or kvcache.empty_cache(policy, kvcache.Growing)
+    kind = graphs.cache_kind(policy, prompt_ids.shape[1] + max_new_tokens)
+    cache = kvcache.prompt_cache(policy, prompt_ids, prompt_mask, group, kind) or kvcache.empty_cache(policy, kind)
     rows = torch.arange(len(group), device=policy.device)  # (n,) that have not ended
     ids, attention, start = prompt_ids[group], prompt_mask[group].long(), 0  # what they have so far, (n, P + start)
     while len(rows) and start < max_new_tokens:
@@ -235,7 +237,7 @@ def _generate(policy: Policy, ids: Tensor, attention: Tensor, cache: Cache, leng
     # a repetition penalty or a minimal length. So the model's own one is replaced while we sample.
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
-        with policy.autocast(), packed(policy, len(ids), length):
+        with policy.autocast(), packed(policy, len(ids), length), graphs.graphed(policy, cache, length):
             return model.generate(
                 input_ids=ids,
                 attention_mask=attention,
@@ -245,6 +247,7 @@ def _generate(policy: Policy, ids: Tensor, attention: Tensor, cache: Cache, leng
                     max_new_tokens=length,
                     eos_token_id=policy.eos_id,
                     pad_token_id=policy.pad_id,
+                    disable_compile=True,  # graphs.py: nothing to wait for
                 ),
                 logits_processor=LogitsProcessorList([sampler]),
                 stopping_criteria=StoppingCriteriaList([_ManyEnded(policy.eos_id, ids.shape[1])]),
@@ -259,14 +262,29 @@ def decode(policy: Policy, tokens: Tensor, mask: Tensor) -> list[str]:
     return policy.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 
+def worth_sharing(policy: Policy, group: Tensor, prompt_tokens: int) -> bool:
+    """Whether the learner should run each prompt once, for rows of these prompts (n,).
+
+    That takes a pass more: first the prompts, then the completions. On a CPU it always pays. On a GPU Python needs some
+    75 ms to start a pass and its backward pass (graphs.py), so what is not run twice has to be worth that.
+    """
+    saved = (len(group) - len(group.unique())) * prompt_tokens  # tokens
+    return policy.device.type != "cuda" or saved * policy.model.num_parameters() >= WORTH_SHARING
+
+
 def token_logprobs(
-    policy: Policy, rollouts: Rollouts, rows: Tensor, temperature: float = 1.0, with_entropy: bool = False
+    policy: Policy,
+    rollouts: Rollouts,
+    rows: Tensor,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+    share: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probs (n, t) of the completion tokens of these n rows under the policy now, with gradient; and entropies.
 
     t is the longest completion among the rows, as in `dagrpo.Update.rows`. Outside the mask stands 0. Logits are
     computed for the mask's positions only, and divided by the temperature that the responses were sampled at. Each
-    prompt runs once for all of its rows.
+    prompt runs once for all of its rows, or with `share` False once with each.
     """
     group, mask = rollouts.group[rows], rollouts.mask[rows]  # (n,), (n, T)
     length = int(mask.sum(dim=1).max())
@@ -275,7 +293,8 @@ def token_logprobs(
     ids = torch.cat([prompt_ids, tokens], dim=1)[:, :-1]  # (n, P + t - 1): nothing follows the last token
     attention = torch.cat([prompt_mask, mask], dim=1)[:, :-1].long()  # (n, P + t - 1)
     positions = kvcache.positions_of(attention)
-    cache = kvcache.prompt_cache(policy, rollouts.prompt_ids, rollouts.prompt_mask, group, kvcache.Reading)
+    prompts = policy, rollouts.prompt_ids, rollouts.prompt_mask, group
+    cache = kvcache.prompt_cache(*prompts, kvcache.Reading) if share else None
     if cache is not None:
         ids, positions = ids[:, -length:], positions[:, -length:]  # (n, t): the prompt's last token, then the response
     inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions, "cache": cache}
@@ -302,7 +321,8 @@ def _logprobs(
         entropy = -(logp.exp() * logp).sum(dim=-1) if with_entropy else logp.new_zeros(len(logp))
         return logp.gather(1, tokens[:, None]).squeeze(1), entropy
 
-    at_once = max(1, LOGITS_AT_ONCE // len(policy.tokenizer))
+    vocabulary = transformer(policy.model).get_output_embeddings().weight.shape[0]
+    at_once = max(1, LOGITS_AT_ONCE // vocabulary)
     if len(tokens) <= at_once:
         return part(hidden, tokens)
     parts = [

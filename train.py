@@ -127,7 +127,7 @@ def sample(run: Run, problems: list[Problem], counts: list[int]) -> tuple[Rollou
             break
         again = draw([count if equal[b] else 0 for b, count in enumerate(counts)])
         responses, tokens = responses + len(again.texts), tokens + int(again.mask.sum())
-        stay = (~equal[rollouts.group]).nonzero().squeeze(1)
+        stay = (~equal[rollouts.group.cpu()]).nonzero().squeeze(1)
         rollouts = rollout.concat(rollouts.select(stay), again, run.policy.pad_id)
     return rollouts, responses, tokens
 
@@ -139,15 +139,15 @@ def learn(run: Run, groups: Groups) -> tuple[Groups, dict[str, float]]:
     sampled, and the importance ratio has something to do.
     """
     args, recipe, begin = run.args, run.recipe, time.perf_counter()
-    B, G = groups.rewards.shape
+    device, (B, G) = run.policy.device, groups.rewards.shape
     keep, losses, norms, clipped, trained, skipped = groups.keep.clone(), [], [], 0, 0, 0
     for share in torch.arange(B).chunk(args.updates_per_batch):
         rows = (share[:, None] * G + torch.arange(G)).flatten()  # (N,) rows of this update
-        part = groups.rollouts.select(rows.to(run.policy.device))
+        part = groups.rollouts.select(rows.to(device))
         update = dagrpo.build_update(
             recipe,
-            groups.advantages[share],
-            groups.keep[share],
+            groups.advantages[share].to(device),
+            groups.keep[share].to(device),
             part.tokens,
             part.mask,
             part.logp,
@@ -196,17 +196,19 @@ def backward(run: Run, part: Rollouts, update: dagrpo.Update) -> tuple[float, in
     active = dagrpo.signal_rows(update, recipe, args.kl_beta).nonzero().squeeze(1)  # (n,)
     loss_sum, clipped, tokens = 0.0, 0, 0
     lengths, prompt_tokens = part.lengths[active], part.prompt_ids.shape[1]
-    for batch in rollout.micro_batches(lengths, args.micro_batch_tokens, part.group[active], prompt_tokens):
+    share = rollout.worth_sharing(run.policy, part.group[active], prompt_tokens)
+    lengths, once = (lengths, prompt_tokens) if share else (lengths + prompt_tokens, 0)
+    for batch in rollout.micro_batches(lengths, args.micro_batch_tokens, part.group[active], once):
         index = active[batch.to(active.device)]
         logp, entropy = rollout.token_logprobs(
-            run.policy, part, index, args.temperature, with_entropy=recipe.entropy_bonus > 0
+            run.policy, part, index, args.temperature, recipe.entropy_bonus > 0, share
         )
         micro = update.rows(index)
         if args.updates_per_batch == 1:
             micro = replace(micro, logp_old=logp.detach())  # nothing has moved yet: the ratio is exactly 1
         if args.kl_beta:
             with torch.no_grad(), reference_policy(run) as reference_model:
-                reference, _ = rollout.token_logprobs(reference_model, part, index, args.temperature)
+                reference, _ = rollout.token_logprobs(reference_model, part, index, args.temperature, share=share)
             micro = replace(micro, logp_ref=reference)
         loss = dagrpo.policy_loss(logp, micro, recipe, entropy, args.kl_beta)  # Eq. 13. A good place for a breakpoint
         loss.backward()

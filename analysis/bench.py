@@ -46,8 +46,6 @@ from cli import Parser, fail, need, progress
 from policy import Policy
 from rollout import Rollouts
 
-WARM = 2  # steps that are not counted: in them memory is used for the first time, which some machines give slowly
-
 
 @dataclass(frozen=True)
 class Case:
@@ -62,6 +60,8 @@ class Case:
     checkpointing: bool = False
     bf16: bool = False  # products in bf16 on a CPU, here and there
     whole: bool = False  # every response has all T tokens: what would end one is a token that nobody draws
+    lora_rank: int = 0  # of this project
+    warm: int = 2  # steps that are not counted: in them memory is used for the first time, which can be slow
     steps: int = 2
     who: str = "all"  # of CHILDREN
 
@@ -101,6 +101,7 @@ def ours(case: Case) -> dict[str, float]:
         memory = ["--micro-batch-tokens", case.micro_batch_tokens, "--updates-per-batch", 1, "--lr", 1e-6]
         memory += ["--gradient-checkpointing"] if case.checkpointing else []
         memory += ["--bf16"] if case.bf16 else []
+        memory += ["--lora-rank", case.lora_rank] if case.lora_rank else []
         model = ["--model", case.model] if case.model else []
         args = flags.parse(["--method", "dagrpo_on", "--out", out, *map(str, [*shape, *memory, *model])])
     run = train.start(args, flags.make_recipe(args), None)
@@ -112,13 +113,13 @@ def ours(case: Case) -> dict[str, float]:
     scores = [10.0, 1.0, 5.0, 5.0] if case.who == "kept" else [10.0, 1.0]
     scoring.rewards, run.scorer = alternate, lambda pairs: [scores[i % len(scores)] for i in range(len(pairs))]
     steps = []
-    for _ in range(WARM + case.steps):
-        begin = time.perf_counter()
+    for _ in range(case.warm + case.steps):
+        begin = now()
         row, groups = train.train_step(run, pool, [None] * len(pool))
-        seconds = time.perf_counter() - begin
+        seconds = now() - begin
         steps.append({"step": seconds, "rollout": row["rollout_seconds"], "learner": row["train_seconds"]})
         steps[-1] |= {"tokens": row["tokens"], "kept": row["kept_rows"] / len(groups.rollouts.texts)}
-    return medians(steps) | learner_work(run.policy, pool, groups.rollouts, steps[-1]["kept"])
+    return medians(steps, case) | learner_work(run.policy, pool, groups.rollouts, steps[-1]["kept"])
 
 
 def learner_work(policy: Policy, pool: list[tasks.Problem], rollouts: Rollouts, kept: float) -> dict[str, float]:
@@ -143,20 +144,20 @@ def plain_generate(case: Case) -> dict[str, float]:
     config = GenerationConfig(**sampling, eos_token_id=policy.eos_id, pad_token_id=policy.pad_id)
     policy.model.generation_config = GenerationConfig()
     steps = []
-    for seed in range(WARM + case.steps):
+    for seed in range(case.warm + case.steps):
         torch.manual_seed(seed)
-        begin = time.perf_counter()
+        begin = now()
         with torch.no_grad(), policy.autocast():
             out = policy.model.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config)
-        plain = time.perf_counter() - begin
+        plain = now() - begin
         generated, _ = rollout.completion_mask(out[:, ids.shape[1] :], policy.eos_id)
         torch.manual_seed(seed)
-        begin = time.perf_counter()
+        begin = now()
         rollouts = rollout.sample_groups(policy, pool, [case.group_size] * len(pool), case.new_tokens)
-        mine = time.perf_counter() - begin
+        mine = now() - begin
         # a token costs the same in both, but they draw different responses: so per token
         steps.append({"plain": plain / int(generated.sum()), "ours": mine / int(rollouts.mask.sum())})
-    return medians(steps)
+    return medians(steps, case)
 
 
 def trl(case: Case) -> dict[str, float]:
@@ -170,8 +171,9 @@ def trl(case: Case) -> dict[str, float]:
     policy.tokenizer.chat_template = None
     rows, out = case.prompts * case.group_size, tempfile.mkdtemp()
     config = GRPOConfig(
-        output_dir=out, max_steps=WARM + case.steps, per_device_train_batch_size=rows, num_generations=case.group_size,
-        max_completion_length=case.new_tokens, temperature=1.0, top_p=1.0, top_k=0, beta=0.0, learning_rate=1e-6,
+        output_dir=out, max_steps=case.warm + case.steps, per_device_train_batch_size=rows,
+        num_generations=case.group_size, max_completion_length=case.new_tokens, temperature=1.0, top_p=1.0, top_k=0,
+        beta=0.0, learning_rate=1e-6,
         loss_type="dr_grpo", scale_rewards="none", gradient_checkpointing=case.checkpointing,
         bf16=policy.autocast_dtype is not None, use_cpu=not torch.cuda.is_available(), report_to="none",
         save_strategy="no", disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False,
@@ -184,13 +186,13 @@ def trl(case: Case) -> dict[str, float]:
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.begin = time.perf_counter()
+            self.begin = now()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            steps.append({"step": time.perf_counter() - self.begin} | sampled)
+            steps.append({"step": now() - self.begin} | sampled)
             steps[-1]["learner"] = steps[-1]["step"] - sampled["rollout"]
 
-    prompts = Dataset.from_dict({"prompt": questions(policy, case) * (WARM + case.steps)})
+    prompts = Dataset.from_dict({"prompt": questions(policy, case) * (case.warm + case.steps)})
     trainer = GRPOTrainer(
         model=policy.model, reward_funcs=reward, args=config, train_dataset=prompts, callbacks=[Clock()],
         processing_class=policy.tokenizer,
@@ -198,36 +200,51 @@ def trl(case: Case) -> dict[str, float]:
     generate, sampled = trainer._generate_and_score_completions, {}
 
     def timed(inputs: Any) -> Any:
-        begin = time.perf_counter()
+        begin = now()
         result = generate(inputs)
-        sampled.update(rollout=time.perf_counter() - begin, tokens=int(result["completion_mask"].sum()))
+        sampled.update(rollout=now() - begin, tokens=int(result["completion_mask"].sum()))
         return result
 
     trainer._generate_and_score_completions = timed
     trainer.train()
-    return medians(steps)
+    return medians(steps, case)
 
 
 def limits(case: Case) -> dict[str, float]:
     """The machine: operations a second in large products of this precision, bytes a second out of memory."""
-    a, x = torch.randn(2048, 2048), torch.ones(2**28)
-    a = a.bfloat16() if case.bf16 else a
-    product = fastest(lambda: a @ a)
-    return {"flop_per_second": 2 * 2048**3 / product, "bytes_per_second": 4 * 2**28 / fastest(x.sum)}
+    place = policies.placement(torch.cuda.is_available(), bool(case.lora_rank), case.bf16)
+    width = 8192 if place.device == "cuda" else 2048
+    a = torch.randn(width, width, dtype=place.autocast, device=place.device)
+    x = torch.ones(2**28, device=place.device)
+    return {"flop_per_second": 2 * width**3 / fastest(lambda: a @ a), "bytes_per_second": 4 * 2**28 / fastest(x.sum)}
+
+
+def now() -> float:
+    """Seconds on a clock, read when a GPU is done with what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_gb() -> float:
+    """The most memory that the process has had: on the GPU, if there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def fastest(work: Callable[[], Any], times: int = 5) -> float:
     """The shortest of some runs: a limit is what can be had when nothing else disturbs."""
     seconds = []
     for _ in range(times):
-        begin = time.perf_counter()
+        begin = now()
         work()
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(now() - begin)
     return min(seconds)
 
 
-def medians(steps: list[dict[str, float]]) -> dict[str, float]:
-    return {name: statistics.median(step[name] for step in steps[WARM:]) for name in steps[0]}
+def medians(steps: list[dict[str, float]], case: Case) -> dict[str, float]:
+    return {name: statistics.median(step[name] for step in steps[case.warm :]) for name in steps[0]}
 
 
 CHILDREN = {"trl": trl, "all": ours, "kept": ours, "generate": plain_generate, "limits": limits}
@@ -310,12 +327,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.child:
         case = Case(**json.loads(args.child))
         figures = CHILDREN[case.who](case)
-        print(json.dumps(figures | {"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}))
+        print(json.dumps(figures | {"peak_gb": peak_gb()}))
         return
     need("trl", "the comparison with TRL")
     if min(args.prompts, args.new_tokens, args.steps, args.rounds, args.micro_batch_tokens) < 1 or args.group_size % 4:
         fail("all numbers must be at least 1, and --group-size a multiple of 4")
-    case = Case(**{name: getattr(args, name) for name in asdict(Case()) if name not in ("who", "whole")})
+    case = Case(**{name: getattr(args, name) for name in asdict(Case()) if hasattr(args, name)})
     rounds = []
     for _ in progress(range(args.rounds), desc="rounds", unit="round"):
         rounds.append({who: measure(replace(case, who=who)) for who in CHILDREN})
@@ -329,6 +346,7 @@ def write(case: Case, rounds: list[dict[str, dict[str, float]]], path: Path | No
     result |= {"machine": machine_share(case, result["medians"]), "rounds": rounds}
     result["case"] = asdict(case) | {"model": case.model and Path(case.model).name}
     result |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "cores": os.cpu_count()}
+    result |= {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
     if path:
         path.write_text(json.dumps(result["ratios"] | result, indent=1) + "\n", encoding="utf-8")
     return result

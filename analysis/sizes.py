@@ -22,17 +22,27 @@ The table is computed. Below it stands what analysis.growth has measured over wh
 it leaves out attention's own products, what an allocator holds back, and the second copy of the weights with which a
 large model samples on a CPU (packed.py).
 
-    python -m analysis.sizes       reads results/growth/growth.csv for the comparison
+    python -m analysis.sizes                   reads results/growth/growth.csv for the comparison
+    python -m analysis.sizes --measure FILE    on a GPU: measures the lines that fit, with random weights
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+import policy as policies
+from analysis import bench
 from analysis.growth import Point
 from analysis.saved import read_rows
-from cli import Parser
+from cli import Parser, fail
 
 
 @dataclass(frozen=True)
@@ -160,6 +170,53 @@ def table() -> str:
     return "\n".join(lines)
 
 
+# ---------------------------------------------------------------------------------------- measured
+
+
+def random_model(shape: Shape, folder: Path) -> None:
+    """A model of this shape and nothing learned: bf16 weights, and the built-in task's tokenizer."""
+    kind = Qwen2Config if shape.bias else LlamaConfig
+    config = kind(
+        vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
+        tie_word_embeddings=shape.tied, max_position_embeddings=8192,
+    )  # fmt: skip
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    policies.save(policies.Policy(model, policies.build_tokenizer()), folder)
+
+
+def measure_on_gpu() -> Iterator[dict[str, Any]]:
+    """The lines of ON_GPU that the formula says fit: the second step of a process each, responses of full length."""
+    free = torch.cuda.get_device_properties(0).total_memory
+    with tempfile.TemporaryDirectory() as models:
+        for name, s in ON_GPU:
+            shape, folder = SHAPES[name], Path(models) / name
+            if peak(memory(shape, s, GPU.activation_bytes)) > free:
+                continue
+            if not folder.exists():
+                random_model(shape, folder)
+                torch.cuda.empty_cache()
+            case = bench.Case(str(folder), **asdict(s), whole=True, warm=1, steps=1)
+            yield {"model": name, "gpu": torch.cuda.get_device_name()} | asdict(s) | bench.measure(case)
+
+
+def measured_table(found: list[dict[str, Any]]) -> str:
+    """Markdown, of what measure_on_gpu has found: computed, then measured."""
+    lines = [
+        "| model | B x G | P + T | memory, GB | sampling, s | learner, s |",
+        "| --- " * 6 + "|",
+    ]
+    for line in found:
+        shape, s = SHAPES[line["model"]], Setting(**{name: line[name] for name in Setting.__annotations__})
+        took, gb = seconds(shape, s, GPU), peak(memory(shape, s, GPU.activation_bytes)) / 1e9
+        rows = f"{s.prompts} x {s.group_size} | {s.prompt_tokens} + {s.new_tokens}"
+        sampling = f"{took['sampling']:.0f}; {line['rollout']:.1f}"
+        learner = f"{took['learner']:.0f}; {line['learner']:.1f}"
+        lines.append(f"| {line['model']} | {rows} | {gb:.0f}; {line['peak_gb']:.1f} | {sampling} | {learner} |")
+    return "\n".join(lines)
+
+
 def measured_over_computed(points: list[Point]) -> list[float]:
     """Peak memory of analysis.growth's processes on SmolLM2, over the formula's."""
     ratios = []
@@ -173,7 +230,18 @@ def measured_over_computed(points: list[Point]) -> list[float]:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.sizes", description=__doc__)
     parser.add_argument("--growth", default="results/growth/growth.csv", metavar="FILE", help="of analysis.growth")
-    ratios = measured_over_computed(read_rows(Point, Path(parser.parse_args(argv).growth)))
+    parser.add_argument("--measure", metavar="FILE", help="measure on this machine's GPU, and write JSON there")
+    args = parser.parse_args(argv)
+    if args.measure:
+        if not torch.cuda.is_available():
+            fail("--measure: there is no GPU here")
+        found = []
+        for line in measure_on_gpu():
+            found.append(line)
+            Path(args.measure).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")  # as it goes
+        print(f"On {found[0]['gpu']}, random weights: computed; measured.\n\n{measured_table(found)}")
+        return
+    ratios = measured_over_computed(read_rows(Point, Path(args.growth)))
     print("Computed, not measured: one GPU of 80 GB, micro-batches of 16,384 tokens, all rows with signal.\n")
     print(table())
     print(f"\nMeasured over computed memory, {len(ratios)} cases: {min(ratios):.2f} to {max(ratios):.2f}")

@@ -1,0 +1,81 @@
+"""A decoding step recorded once and replayed: sampling on a GPU.
+
+For every token of a response, the pass through a model of 30 layers starts about a thousand kernels. Python needs some
+20 ms to start them, whatever their size, and a GPU waits for it, until models are large or rows many. A CUDA graph is
+all of these kernels recorded with the addresses they read and write, and starting it is one call. So what changes from
+step to step has to stand at the same addresses: inputs are copied into held tensors, and the cache has its full length
+from the beginning (kvcache.Static).
+
+What is replayed are the kernels that the model would have started. A graph is recorded anew for every batch, and again
+when ended rows have left it; that costs about as much as four steps.
+
+Not done: on a CPU, where starting a kernel costs little beside running it; for models with a cache of their own kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+import kvcache
+from policy import Policy, transformer
+
+WORTH_STEPS = 16  # fewer save less than recording takes
+
+
+def cache_kind(policy: Policy, length: int) -> Callable[[], Any]:
+    """What makes the layers of a cache for sampling, of rows with at most `length` tokens, prompts included."""
+    if policy.device.type == "cuda" and kvcache.full_attention(policy):
+        return partial(kvcache.Static, length)
+    return kvcache.Growing
+
+
+@contextmanager
+def graphed(policy: Policy, cache: Cache, steps: int) -> Iterator[None]:
+    """Within it, the model's forward pass is recorded at its first call and replayed at the others, `steps` or fewer.
+
+    All calls must be of one token a row, for the same rows, on this cache.
+    """
+    model = transformer(policy.model)
+    static = all(isinstance(layer, kvcache.Static) for layer in cache.layers)
+    if policy.device.type != "cuda" or not static or steps < WORTH_STEPS:
+        yield
+        return
+    forward, replay = model.forward, None
+
+    @wraps(forward)
+    def step(**inputs: Any) -> Any:
+        nonlocal replay
+        replay = replay or record(forward, cache, inputs)
+        return replay(inputs)
+
+    model.forward = step
+    try:
+        yield
+    finally:
+        del model.forward  # the class's own is there again
+
+
+def record(forward: Callable[..., Any], cache: Cache, inputs: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
+    """A function that does what `forward` does, given inputs of the same names and shapes. It takes no step itself."""
+    held = {name: x.clone() for name, x in inputs.items() if isinstance(x, Tensor)}
+    for _ in range(2):  # libraries set themselves up, and autocast rounds the weights: neither belongs into the graph
+        forward(**inputs | held)
+        cache.crop(-1)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # nothing is run here
+        out = forward(**inputs | held)
+
+    def replay(inputs: dict[str, Any]) -> Any:
+        for name, x in held.items():
+            x.copy_(inputs[name])
+        graph.replay()
+        return out
+
+    return replay
