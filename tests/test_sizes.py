@@ -1,11 +1,13 @@
 """analysis.sizes: shapes are those of the models, and the formula's sums are right by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import policy
-from analysis import sizes
+from analysis import bench, sizes
 from analysis.growth import Point
 from analysis.saved import write_rows
 from analysis.sizes import SHAPES, Machine, Setting, Shape
@@ -86,3 +88,27 @@ def test_the_table_prints_and_the_formula_is_held_against_what_was_measured(caps
     out = capsys.readouterr().out
     assert "2 cases: 1.50 to 1.50" in out, "a group that is smaller than a micro-batch does not fill it"
     assert "Computed, not measured" in out and out.count("Qwen2.5-Math-7B") == 3
+
+
+def test_lines_that_fit_are_measured_with_random_weights(capsys, tmp_path, monkeypatch):
+    """On a pretended GPU, in this process instead of one of its own; the last line has more rows than fit."""
+    tiny = Shape(vocabulary=300, width=16, layers=2, heads=2, kv_heads=1, mlp=32, tied=True, bias=True)
+    lines = [Setting(2, 4, 6, 5, 64), Setting(2, 4, 6, 5, 64, checkpointing=True), Setting(10**6, 8, 600, 5, 64)]
+    monkeypatch.setattr(sizes, "SHAPES", {"tiny": tiny})
+    monkeypatch.setattr(sizes, "ON_GPU", [("tiny", s) for s in lines])
+    monkeypatch.setattr(sizes.torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=8e9))
+    monkeypatch.setattr(sizes.torch.cuda, "get_device_name", lambda: "pretended")
+    monkeypatch.setattr(bench.scoring, "rewards", bench.scoring.rewards)  # put back afterwards
+    monkeypatch.setattr(bench, "measure", lambda case: bench.ours(case) | {"peak_gb": 1.25})
+    found = list(sizes.measure_on_gpu())
+    assert [line["checkpointing"] for line in found] == [False, True]
+    assert all(line["tokens"] == 2 * 4 * 5 and line["kept"] == 1 and line["gpu"] == "pretended" for line in found)
+    table = sizes.measured_table(found).splitlines()
+    assert len(table) == 4 and table[2].startswith("| tiny | 2 x 4 | 6 + 5 | 1; 1.2 |")
+
+
+def test_without_a_gpu_there_is_nothing_to_measure(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(sizes.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        sizes.main(["--measure", str(tmp_path / "x.json")])
+    assert "there is no GPU here" in capsys.readouterr().err and not (tmp_path / "x.json").exists()
