@@ -16,13 +16,13 @@ and values k each.
     learner      2 F (1 + b) (B P + N T) / rate of operations; F = W without embeddings looked up, b = 2 where weights
                  have gradients, 1 with LoRA; 2 F more for the second forward pass of checkpointing
     sampling     prompts, 2 F B P / rate; then T tokens, each the longest of 2 F N / rate, (the base's bytes and half
-                 of the cache) / bandwidth, and `a_token`, which kernels that wait for Python take
+                 of the cache) / bandwidth, and `a_token`, which many small kernels and `generate` take
 
 The table is computed. Below it stands what analysis.growth has measured over what the formula says of the same cases:
 it leaves out attention's own products, what an allocator holds back, and the second copy of the weights with which a
 large model samples on a CPU (packed.py).
 
-    python -m analysis.sizes                   reads results/growth/growth.csv for the comparison
+    python -m analysis.sizes                   reads results/growth/growth.csv and results/bench/sizes_h200.json
     python -m analysis.sizes --measure FILE    on a GPU: measures the lines that fit, with random weights
 """
 
@@ -42,7 +42,7 @@ import policy as policies
 from analysis import bench
 from analysis.growth import Point
 from analysis.saved import read_rows
-from cli import Parser, fail
+from cli import Parser, fail, first_line
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ SHAPES = {
     "Qwen2.5-1.5B": Shape(151936, 1536, 28, 12, 2, 8960, tied=True, bias=True),
     "Qwen2.5-Math-7B": Shape(152064, 3584, 28, 28, 4, 18944, tied=False, bias=True),
 }
-# A GPU with 80 GB: 989e12 bf16 operations and 3.35e12 bytes a second on paper, of which we count on 40 % and 60 %; and
-# eager kernels of 28 layers that take at least 25 ms a token. None of these three has been measured by us.
-GPU = Machine(0.4 * 989e12, 0.6 * 3.35e12, 0.025, 2)
+# A GPU with 80 GB: 989e12 bf16 operations and 3.35e12 bytes a second on paper, of which we count on 40 % and 60 %. At
+# least 5 ms a token is what 24 layers took on an H200 (results/bench/sizes_h200.json): a CUDA graph, and `generate`.
+GPU = Machine(0.4 * 989e12, 0.6 * 3.35e12, 0.005, 2)
 ON_GPU = [
     ("Qwen2.5-0.5B", Setting(16, 8, 256, 512, 16384)),
     ("Qwen2.5-1.5B", Setting(16, 8, 256, 1024, 16384, checkpointing=True)),
@@ -154,19 +154,24 @@ def seconds(shape: Shape, s: Setting, machine: Machine) -> dict[str, float]:
     return {"sampling": sampling, "learner": 2 * F * passes * tokens / machine.flop}
 
 
-def table() -> str:
+def table(found: list[dict[str, Any]]) -> str:
+    """Markdown: the lines of ON_GPU computed, and beside them what `found` has measured of them."""
     lines = [
         "| model | weights | B x G | P + T | trained | memory, GB | sampling, s | learner, s |",
         "| --- " * 8 + "|",
     ]
     for name, s in ON_GPU:
         shape = SHAPES[name]
-        took, rows = seconds(shape, s, GPU), f"{s.prompts} x {s.group_size} | {s.prompt_tokens} + {s.new_tokens}"
         trained = f"LoRA {s.lora_rank}" if s.lora_rank else "all"
         trained += ", checkpointing" if s.checkpointing else ""
-        gb = peak(memory(shape, s, GPU.activation_bytes)) / 1e9
-        spent = f"{gb:.0f} | {took['sampling']:.0f} | {took['learner']:.0f}"
-        lines.append(f"| {name} | {shape.weights / 1e9:.2f} B | {rows} | {trained} | {spent} |")
+        took = seconds(shape, s, GPU)
+        cells = [f"{x:.0f}" for x in (peak(memory(shape, s, GPU.activation_bytes)) / 1e9, *took.values())]
+        for line in found:
+            if {"model": name, **asdict(s)}.items() <= line.items():
+                there = (line["peak_gb"], line["rollout"], line["learner"])
+                cells = [f"{cell}; {x:.1f}" for cell, x in zip(cells, there, strict=True)]
+        rows = f"{s.prompts} x {s.group_size} | {s.prompt_tokens} + {s.new_tokens}"
+        lines.append(f"| {name} | {shape.weights / 1e9:.2f} B | {rows} | {trained} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -201,22 +206,6 @@ def measure_on_gpu() -> Iterator[dict[str, Any]]:
             yield {"model": name, "gpu": torch.cuda.get_device_name()} | asdict(s) | bench.measure(case)
 
 
-def measured_table(found: list[dict[str, Any]]) -> str:
-    """Markdown, of what measure_on_gpu has found: computed, then measured."""
-    lines = [
-        "| model | B x G | P + T | memory, GB | sampling, s | learner, s |",
-        "| --- " * 6 + "|",
-    ]
-    for line in found:
-        shape, s = SHAPES[line["model"]], Setting(**{name: line[name] for name in Setting.__annotations__})
-        took, gb = seconds(shape, s, GPU), peak(memory(shape, s, GPU.activation_bytes)) / 1e9
-        rows = f"{s.prompts} x {s.group_size} | {s.prompt_tokens} + {s.new_tokens}"
-        sampling = f"{took['sampling']:.0f}; {line['rollout']:.1f}"
-        learner = f"{took['learner']:.0f}; {line['learner']:.1f}"
-        lines.append(f"| {line['model']} | {rows} | {gb:.0f}; {line['peak_gb']:.1f} | {sampling} | {learner} |")
-    return "\n".join(lines)
-
-
 def measured_over_computed(points: list[Point]) -> list[float]:
     """Peak memory of analysis.growth's processes on SmolLM2, over the formula's."""
     ratios = []
@@ -230,21 +219,28 @@ def measured_over_computed(points: list[Point]) -> list[float]:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.sizes", description=__doc__)
     parser.add_argument("--growth", default="results/growth/growth.csv", metavar="FILE", help="of analysis.growth")
+    measured = "results/bench/sizes_h200.json"
+    parser.add_argument("--measured", default=measured, metavar="FILE", help="what --measure has written")
     parser.add_argument("--measure", metavar="FILE", help="measure on this machine's GPU, and write JSON there")
     args = parser.parse_args(argv)
+    path = Path(args.measure or args.measured)
     if args.measure:
         if not torch.cuda.is_available():
             fail("--measure: there is no GPU here")
-        found = []
+        lines: list[dict[str, Any]] = []
         for line in measure_on_gpu():
-            found.append(line)
-            Path(args.measure).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")  # as it goes
-        print(f"On {found[0]['gpu']}, random weights: computed; measured.\n\n{measured_table(found)}")
-        return
+            lines.append(line)
+            path.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")  # as it goes
+        if not lines:
+            fail("--measure: no line of the table fits this GPU")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        fail(f"{path} cannot be read ({first_line(error)}): give a file that --measure has written")
+    print("One GPU, micro-batches of 16,384 tokens, all rows with signal. First number: computed for one of 80 GB;")
+    print(f"second: measured on {found[0]['gpu']}, random weights.\n\n{table(found)}")
     ratios = measured_over_computed(read_rows(Point, Path(args.growth)))
-    print("Computed, not measured: one GPU of 80 GB, micro-batches of 16,384 tokens, all rows with signal.\n")
-    print(table())
-    print(f"\nMeasured over computed memory, {len(ratios)} cases: {min(ratios):.2f} to {max(ratios):.2f}")
+    print(f"\nMeasured over computed memory on a CPU, {len(ratios)} cases: {min(ratios):.2f} to {max(ratios):.2f}")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def test_the_table_prints_and_the_formula_is_held_against_what_was_measured(caps
     sizes.main(["--growth", str(tmp_path / "growth.csv")])
     out = capsys.readouterr().out
     assert "2 cases: 1.50 to 1.50" in out, "a group that is smaller than a micro-batch does not fill it"
-    assert "Computed, not measured" in out and out.count("Qwen2.5-Math-7B") == 3
+    assert out.count("Qwen2.5-Math-7B") == 3 and "| 30; 29.5 |" in out, "computed; measured"
 
 
 def test_lines_that_fit_are_measured_with_random_weights(capsys, tmp_path, monkeypatch):
@@ -103,8 +103,9 @@ def test_lines_that_fit_are_measured_with_random_weights(capsys, tmp_path, monke
     found = list(sizes.measure_on_gpu())
     assert [line["checkpointing"] for line in found] == [False, True]
     assert all(line["tokens"] == 2 * 4 * 5 and line["kept"] == 1 and line["gpu"] == "pretended" for line in found)
-    table = sizes.measured_table(found).splitlines()
-    assert len(table) == 4 and table[2].startswith("| tiny | 2 x 4 | 6 + 5 | 1; 1.2 |")
+    table = sizes.table(found).splitlines()
+    assert len(table) == 5 and "| 2 x 4 | 6 + 5 | all, checkpointing | 1; 1.2 | 0; 0.0 | 0; 0.0 |" in table[3]
+    assert table[4].count(";") == 0, "not measured"
 
 
 def test_without_a_gpu_there_is_nothing_to_measure(capsys, tmp_path, monkeypatch):
