@@ -199,10 +199,12 @@ def plain_logprobs(policy, rollouts, rows, temperature):
     return chosen, -(logp.exp() * logp).sum(-1).masked_fill(~mask, 0.0)
 
 
-@pytest.mark.parametrize("logits_at_once", [2**24, 100])
+@pytest.mark.parametrize("logits_at_once, share", [(2**24, True), (100, True), (2**24, False)])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_gradients_equal_the_plain_passes(tiny, tmp_path, monkeypatch, architecture, checkpointing, logits_at_once):
+def test_gradients_equal_the_plain_passes(
+    tiny, tmp_path, monkeypatch, architecture, checkpointing, logits_at_once, share
+):
     """With every technique on: prompts once, logits of the mask's positions only and in parts, checkpointing."""
     plain = tiny if architecture == "llama" else small_gpt2(tiny.tokenizer)
     policies.save(plain, tmp_path / "model")
@@ -214,7 +216,7 @@ def test_gradients_equal_the_plain_passes(tiny, tmp_path, monkeypatch, architect
     monkeypatch.setattr(rollout, "LOGITS_AT_ONCE", logits_at_once)
     gradients = []
     for which, function in ((plain, plain_logprobs), (policy, rollout.token_logprobs)):
-        extra = {"with_entropy": True} if function is rollout.token_logprobs else {}
+        extra = {"with_entropy": True, "share": share} if function is rollout.token_logprobs else {}
         which.model.zero_grad()
         logp, entropy = function(which, rollouts, rows, 0.7, **extra)
         (torch.stack([logp, entropy]) * weights[:, :, : logp.shape[1]]).sum().backward()
