@@ -143,7 +143,8 @@ def prompt_cache(
         policy.model(**inputs, use_cache=True, cache=filled, logits_to_keep=1)
         for i, layer in enumerate(filled.layers):
             if isinstance(layer, Prompt):
-                cache.layers[i].begin(layer.keys[place], layer.values[place])  # (n, heads, P - 1, D)
+                keys, values = (x.index_select(0, place) for x in (layer.keys, layer.values))  # (n, heads, P - 1, D)
+                cache.layers[i].begin(keys, values)
             else:
                 layer.batch_select_indices(place)
                 cache.layers[i] = layer

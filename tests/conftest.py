@@ -40,6 +40,14 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(request, monkeypatch):
+    """What is exact on a CPU is not under a GPU's autocast: only test_gpu.py sees one."""
+    if not request.node.get_closest_marker("gpu"):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of processes that a test starts
+
+
 @pytest.fixture
 def server(monkeypatch):
     pytest.importorskip("openai")

@@ -15,7 +15,7 @@ import train
 from analysis import conflict
 from dagrpo import METHODS
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
 LENGTH = 40
 
 

@@ -64,6 +64,8 @@ def test_the_models_own_pass_is_there_again(tiny, monkeypatch, on):
     with pytest.raises(RuntimeError), graphs.graphed(policy, cache, graphs.WORTH_STEPS - (not on)):
         if on:
             assert [tiny.model(x=1), tiny.model(x=2)] == ["replayed 1", "replayed 2"] and made == [1]
+        else:
+            tiny.model(torch.tensor([[5]]))
         raise RuntimeError
     assert "forward" not in vars(tiny.model) and len(made) == on
     assert isinstance(tiny, Policy) and tiny.model(torch.tensor([[5]])).logits.shape == (1, 1, len(tiny.tokenizer))
