@@ -3,11 +3,11 @@
 For every token of a response, the pass through a model of 30 layers starts about a thousand kernels. Python needs some
 20 ms to start them, whatever their size, and a GPU waits for it, until models are large or rows many. A CUDA graph is
 all of these kernels recorded with the addresses they read and write, and starting it is one call. So what changes from
-step to step has to stand at the same addresses: inputs are copied into held tensors, and the cache has its full length
-from the beginning (kvcache.Static).
+step to step has to stand at the same addresses: inputs are copied into held tensors, and the cache has room for many
+tokens to come (kvcache.Static).
 
-What is replayed are the kernels that the model would have started. A graph is recorded anew for every batch, and again
-when ended rows have left it; that costs about as much as four steps.
+What is replayed are the kernels that the model would have started. A graph is recorded anew for every batch, when ended
+rows have left it, and when the room is full; that costs about as much as four steps.
 
 Not done: on a CPU, where starting a kernel costs little beside running it; for models with a cache of their own kind.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import wraps
 from typing import Any
 
 import torch
@@ -29,11 +29,9 @@ from policy import Policy, transformer
 WORTH_STEPS = 16  # fewer save less than recording takes
 
 
-def cache_kind(policy: Policy, length: int) -> Callable[[], Any]:
-    """What makes the layers of a cache for sampling, of rows with at most `length` tokens, prompts included."""
-    if policy.device.type == "cuda" and kvcache.full_attention(policy):
-        return partial(kvcache.Static, length)
-    return kvcache.Growing
+def cache_kind(policy: Policy) -> type[kvcache.Static | kvcache.Growing]:
+    """The layers of a cache for sampling."""
+    return kvcache.Static if policy.device.type == "cuda" and kvcache.full_attention(policy) else kvcache.Growing
 
 
 @contextmanager

@@ -9,7 +9,7 @@ transformers grows a cache by copying it for every token. What is done here inst
     Prompt     while the prompts run: what a layer computes is stored, and replaces what was there
     Reading    in the learner: one pass goes on top, so nothing has to be stored
     Growing    in sampling: a token at a time is stored, into room that was left for it
-    Static     the same on a GPU, in tensors of full length that stay where they are (graphs.py)
+    Static     the same on a GPU, into room that stays where it is for many tokens (graphs.py)
 
 Prompt and Reading give the same answer when a layer runs a second time. That is what gradient checkpointing does, in
 the backward pass, and why transformers' own cache cannot be used with it.
@@ -19,16 +19,15 @@ Departure: only layers of full attention are treated so. A layer with a sliding 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, StaticLayer
 
 from policy import Policy
 
-ROOM = 64  # tokens
+ROOM, STATIC_ROOM = 64, 512  # tokens
 
 
 class Prompt(DynamicLayer):
@@ -77,16 +76,28 @@ class Growing(DynamicLayer):
 
 
 class Static(StaticLayer):
-    """Holds the rows' tokens so far in the first part of tensors of full length, (n, heads, P + T, D).
+    """Holds the rows' tokens so far in the first part of its tensors, (n, heads, tokens and many more, D).
 
     As products see them, like Growing. transformers masks what is behind them, and counts them on the GPU, so that a
     step need not know where it is.
     """
 
+    def __init__(self) -> None:
+        super().__init__(max_cache_len=0)
+
+    def begin(self, keys: Tensor, values: Tensor) -> None:
+        self.make_room(keys.shape[2])
+        self.update(keys, values)
+
+    def make_room(self, length: int) -> None:
+        """For `length` tokens in all. Zeros, as what is masked has weight 0, and 0 times NaN is NaN."""
+        if self.is_initialized:
+            more = (0, 0, 0, length - self.max_cache_len)
+            self.keys, self.values = pad(self.keys, more), pad(self.values, more)
+        self.max_cache_len = length
+
     def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         return super().update(rounded(keys), rounded(values))
-
-    begin = update
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self.keys, self.values = self.keys[indices], self.values[indices]
@@ -105,11 +116,24 @@ def _with_room(x: Tensor, length: int) -> Tensor:
     return room
 
 
-def empty_cache(policy: Policy, kind: Callable[[], CacheLayerMixin]) -> Cache:
+def empty_cache(policy: Policy, kind: type[CacheLayerMixin]) -> Cache:
     """The model's cache with layers of this kind, but where it has a kind of its own."""
     cache = DynamicCache(config=policy.model.config)
     cache.layers = [kind() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def make_room(cache: Cache, tokens: int, more: int) -> int:
+    """How many of `more` tokens, after `tokens` a row, can be sampled into this cache in one go. Makes room for them.
+
+    Of a static cache it is a part at a time: what has not been sampled yet takes no memory and no time in attention.
+    """
+    if not all(isinstance(layer, Static) for layer in cache.layers):
+        return more
+    more = min(more, STATIC_ROOM)
+    for layer in cache.layers:
+        layer.make_room(tokens + more)
+    return more
 
 
 def full_attention(policy: Policy) -> bool:
@@ -123,12 +147,12 @@ def positions_of(attention: Tensor) -> Tensor:
 
 
 def prompt_cache(
-    policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, group: Tensor, kind: Callable[[], CacheLayerMixin]
+    policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, group: Tensor, kind: type[CacheLayerMixin]
 ) -> Cache | None:
     """Keys and values of each prompt but for its last token: computed once, repeated for its rows, as `group` has them.
 
-    prompt_ids and prompt_mask (B, P), group (n,), `kind` makes a layer. Where gradients are on, those of a prompt's
-    rows add up in it. None for prompts of one token, and where the learner has to run the prompts with their
+    prompt_ids and prompt_mask (B, P), group (n,), `kind` Reading, Growing or Static. Where gradients are on, those of
+    a prompt's rows add up in it. None for prompts of one token, and where the learner has to run the prompts with their
     rows: layers that neither Prompt nor Reading stands for would write to the cache twice under checkpointing.
     """
     if prompt_ids.shape[1] == 1:

@@ -198,13 +198,13 @@ def sample_groups(
     prompt_ids, prompt_mask = pad_prompts(policy, problems)  # (B, P)
     tokens = torch.full((len(group), max_new_tokens), policy.pad_id, device=policy.device)  # (N, T)
     logp, entropy = torch.zeros((2, *tokens.shape), device=policy.device)  # (N, T) each
-    kind = graphs.cache_kind(policy, prompt_ids.shape[1] + max_new_tokens)
+    kind = graphs.cache_kind(policy)
     cache = kvcache.prompt_cache(policy, prompt_ids, prompt_mask, group, kind) or kvcache.empty_cache(policy, kind)
     rows = torch.arange(len(group), device=policy.device)  # (n,) that have not ended
     ids, attention, start = prompt_ids[group], prompt_mask[group].long(), 0  # what they have so far, (n, P + start)
     while len(rows) and start < max_new_tokens:
-        sampler = _Sampler(temperature, greedy)
-        ids = _generate(policy, ids, attention, cache, max_new_tokens - start, sampler)
+        sampler, length = _Sampler(temperature, greedy), kvcache.make_room(cache, ids.shape[1], max_new_tokens - start)
+        ids = _generate(policy, ids, attention, cache, length, sampler)
         new = ids[:, attention.shape[1] :]  # (n, t)
         end = start + new.shape[1]
         tokens[rows, start:end] = new

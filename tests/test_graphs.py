@@ -1,7 +1,6 @@
 """graphs.py as far as it goes without a GPU: its cache gives the same samples, and its switches. See test_gpu.py."""
 
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -19,24 +18,40 @@ ON_GPU = torch.device("cuda")
 
 
 @pytest.mark.parametrize("prompts", [["1+2=", "12+13-14+15=", "7-5="], ["1", "2", "3"]])
-def test_a_cache_of_full_length_gives_the_same_samples(tiny, monkeypatch, prompts):
+def test_a_static_cache_gives_the_same_samples(tiny, monkeypatch, prompts):
     """Also of prompts of one token, for which nothing is computed beforehand; rows leave the batch on their way."""
     problems = [replace(solve("1+2=", "1"), question=text) for text in prompts]
-    found, used = [], []
-    for kind in (lambda *_: kvcache.Growing, lambda _, length: used.append(length) or partial(kvcache.Static, length)):
-        monkeypatch.setattr(graphs, "cache_kind", kind)
+    found = []
+    for kind in (kvcache.Growing, kvcache.Static):
+        monkeypatch.setattr(graphs, "cache_kind", lambda _, kind=kind: kind)
         torch.manual_seed(3)
         found.append(rollout.sample_groups(tiny, problems, [4, 4, 4], max_new_tokens=30))
     growing, static = found
-    assert used == [growing.prompt_ids.shape[1] + 30] and growing.ended.any()
+    assert growing.ended.any() and len(set(growing.lengths.tolist())) > 4
     assert torch.equal(static.tokens, growing.tokens)
     torch.testing.assert_close(static.logp, growing.logp, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("room", [1, 7, 30])
+def test_its_room_grows_a_part_at_a_time(tiny, problems, monkeypatch, room):
+    """Greedily, as rows that ended leave at other times then, and draws are made for the rows that are there."""
+    expected = rollout.sample_groups(tiny, problems, [1, 1, 1], 30, greedy=True)
+    monkeypatch.setattr(graphs, "cache_kind", lambda _: kvcache.Static)
+    monkeypatch.setattr(kvcache, "STATIC_ROOM", room)
+    rooms, make_room = [], kvcache.Static.make_room
+    monkeypatch.setattr(kvcache.Static, "make_room", lambda layer, n: rooms.append(n) or make_room(layer, n))
+    found = rollout.sample_groups(tiny, problems, [1, 1, 1], 30, greedy=True)
+    P, T = found.prompt_ids.shape[1], found.tokens.shape[1]
+    assert rooms == sorted(rooms) and len(set(rooms)) >= T / room, "as many parts as it takes"
+    assert max(rooms) <= P + T - 1 + room and torch.equal(found.tokens, expected.tokens)
+    torch.testing.assert_close(found.logp, expected.logp, atol=1e-5, rtol=0)
+
+
 def test_it_too_keeps_keys_as_attention_sees_them():
-    layer, x = kvcache.Static(5), torch.randn(2, 1, 3, 4)
+    layer, x = kvcache.Static(), torch.randn(2, 1, 3, 4)
     with torch.autocast("cpu", torch.bfloat16):
         layer.begin(x, x)
+        layer.make_room(5)
         keys, values = layer.update(x[:, :, :1], x[:, :, :1])
     assert keys.dtype == values.dtype == torch.bfloat16 and keys.shape == (2, 1, 5, 4)
     assert torch.equal(keys[:, :, :4], torch.cat([x, x[:, :, :1]], dim=2).bfloat16()) and not keys[:, :, 4:].any()
@@ -50,8 +65,7 @@ def test_only_a_gpu_and_a_model_of_full_attention_get_it(tiny):
     sliding = MistralForCausalLM(windows)
     for device, model, static in (("cuda", tiny.model, True), ("cpu", tiny.model, False), ("cuda", sliding, False)):
         policy = SimpleNamespace(device=torch.device(device), model=model)
-        kind = graphs.cache_kind(policy, 100)
-        assert (kind is not kvcache.Growing) == static and (not static or kind().get_max_length() == 100)
+        assert graphs.cache_kind(policy) is (kvcache.Static if static else kvcache.Growing)
 
 
 @pytest.mark.parametrize("on", [True, False])
@@ -60,7 +74,7 @@ def test_the_models_own_pass_is_there_again(tiny, monkeypatch, on):
     made = []
     monkeypatch.setattr(graphs, "record", lambda *_: made.append(1) or (lambda inputs: f"replayed {inputs['x']}"))
     policy = SimpleNamespace(device=ON_GPU, model=tiny.model)
-    cache = kvcache.empty_cache(tiny, partial(kvcache.Static, 9))
+    cache = kvcache.empty_cache(tiny, kvcache.Static)
     with pytest.raises(RuntimeError), graphs.graphed(policy, cache, graphs.WORTH_STEPS - (not on)):
         if on:
             assert [tiny.model(x=1), tiny.model(x=2)] == ["replayed 1", "replayed 2"] and made == [1]
