@@ -52,7 +52,7 @@ def test_what_would_end_a_response_is_the_token_that_is_least_likely(tiny_folder
     assert (logits >= logits[chosen]).all()
     ends = []
     monkeypatch.setattr(bench, "never_drawn", lambda *_: "9")
-    monkeypatch.setattr(bench, "medians", lambda steps: {})
+    monkeypatch.setattr(bench, "medians", lambda *_: {})
     monkeypatch.setattr(bench, "learner_work", lambda policy, *_: ends.append(policy.eos_id) or {})
     case = bench.Case(str(tiny_folder), prompts=1, group_size=4, prompt_tokens=5, new_tokens=4, steps=1)
     for whole in (False, True):
