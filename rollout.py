@@ -19,24 +19,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    Cache,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import Cache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 import graphs
 import kvcache
 from packed import packed
 from policy import Policy, transformer
+from sampler import ManyEnded, Sampler, tempered
 from tasks import Problem
 
 PER_ROW = ("tokens", "mask", "logp", "entropy", "group", "is_anchor", "ended")  # tensors with one entry a row
 LOGITS_AT_ONCE = 2**24  # 64 MB of fp32
-DRAWN_FROM = 1024  # probabilities
 WORTH_SHARING = 5e12  # weights times tokens: 75 ms of a GPU that does 400e12 operations a second, 6 for each
 
 
@@ -91,61 +84,6 @@ def concat(first: Rollouts, second: Rollouts, pad_id: int) -> Rollouts:
     return both.select(both.group.argsort(stable=True))
 
 
-class _Sampler(LogitsProcessor):
-    """Draws the next token of every row itself, and notes its log-prob and the distribution's entropy.
-
-    `generate` then takes the largest score, which is the drawn token's. Left to `generate`, on a CPU, the draw takes
-    longer than the attention of all layers: torch.multinomial makes a random number for every word of the vocabulary,
-    where one for every row is enough. And so the log-probs are of the very logits that were drawn from, without the T
-    tensors (N, V) that `output_logits=True` would keep.
-    """
-
-    def __init__(self, temperature: float, greedy: bool) -> None:
-        self.temperature, self.greedy = temperature, greedy
-        self.logp: list[Tensor] = []  # T entries (N,)
-        self.entropy: list[Tensor] = []  # T entries (N,)
-
-    def __call__(self, _: Tensor, scores: Tensor) -> Tensor:
-        logp = tempered(scores, self.temperature).log_softmax(dim=-1)  # (N, V)
-        probability = logp.exp()
-        drawn = logp.argmax(dim=1, keepdim=True) if self.greedy else draw(probability)  # (N, 1)
-        self.logp.append(logp.gather(1, drawn).squeeze(1))
-        if self.logp[-1].isnan().any():  # one logit that is not finite makes its whole row so
-            raise FloatingPointError("the policy's logits are not finite")
-        # below e^-104 an fp32 probability is 0: no NaN from 0 * -inf. torch.special.entr takes four times as long
-        self.entropy.append(-(probability * logp.clamp_(min=-104)).sum(dim=-1))
-        return torch.zeros_like(scores, dtype=torch.int8).scatter_(1, drawn, 1)  # int8: the largest is found sooner
-
-
-def draw(probability: Tensor) -> Tensor:
-    """One index (N, 1) a row of `probability` (N, V), by inversion: the first whose cumulative sum is above u.
-
-    In two stages, a part of the vocabulary and then an index in it: the sums are fp64, where adding up 150,000 small
-    numbers to 1 loses none of them, and fp64 copies of all V would take ten times as long. An index of probability 0 is
-    never drawn.
-    """
-    n, size = len(probability), min(DRAWN_FROM, probability.shape[1])
-    parts = pad(probability, (0, -probability.shape[1] % size)).unflatten(1, (-1, size))  # (N, parts, size)
-    u = torch.rand(n, 1, dtype=torch.float64, device=probability.device)
-    part, u = _invert(parts.sum(dim=2), u)
-    inside, _ = _invert(parts[torch.arange(n, device=part.device), part.squeeze(1)], u)
-    return part * size + inside
-
-
-def _invert(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """The index (N, 1) in whose share of the row's sum u (N, 1) in [0, 1) lies, and how far into that share it is."""
-    total = weights.cumsum(dim=1, dtype=torch.float64)  # (N, K)
-    u = u * total[:, -1:]
-    index = torch.searchsorted(total, u, right=True).clamp(max=weights.shape[1] - 1)
-    share = weights.gather(1, index)
-    return index, (1 - (total.gather(1, index) - u) / share).clamp(0, 1 - 2**-50)
-
-
-def tempered(logits: Tensor, temperature: float) -> Tensor:
-    """Logits of the distribution that is sampled, and trained. No pass over (N, V) for a division by 1."""
-    return logits if temperature == 1 else logits / temperature
-
-
 def pad_prompts(policy: Policy, problems: list[Problem]) -> tuple[Tensor, Tensor]:
     """Prompts as ids and mask, both (B, P), padded on the left: completions then start in the same column."""
     rows = [policy.encode_prompt(problem.question) for problem in problems]
@@ -165,17 +103,6 @@ def completion_mask(tokens: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
     is_end = tokens == eos_id  # (N, T)
     before = is_end.cumsum(dim=1) - is_end.int()  # end tokens strictly before this one
     return before == 0, is_end.any(dim=1)
-
-
-class _ManyEnded(StoppingCriteria):
-    """Stops all rows as soon as a quarter of them has ended, so that these can leave the batch."""
-
-    def __init__(self, eos_id: int, start: int) -> None:
-        self.eos_id, self.start = eos_id, start
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
-        ended = (input_ids[:, self.start :] == self.eos_id).any(dim=1)  # (n,)
-        return (ended.float().mean() >= 0.25).expand(len(ended))
 
 
 @torch.no_grad()
@@ -203,7 +130,7 @@ def sample_groups(
     rows = torch.arange(len(group), device=policy.device)  # (n,) that have not ended
     ids, attention, start = prompt_ids[group], prompt_mask[group].long(), 0  # what they have so far, (n, P + start)
     while len(rows) and start < max_new_tokens:
-        sampler, length = _Sampler(temperature, greedy), kvcache.make_room(cache, ids.shape[1], max_new_tokens - start)
+        sampler, length = Sampler(temperature, greedy), kvcache.make_room(cache, ids.shape[1], max_new_tokens - start)
         ids = _generate(policy, ids, attention, cache, length, sampler)
         new = ids[:, attention.shape[1] :]  # (n, t)
         end = start + new.shape[1]
@@ -230,7 +157,7 @@ def sample_groups(
     )
 
 
-def _generate(policy: Policy, ids: Tensor, attention: Tensor, cache: Cache, length: int, sampler: _Sampler) -> Tensor:
+def _generate(policy: Policy, ids: Tensor, attention: Tensor, cache: Cache, length: int, sampler: Sampler) -> Tensor:
     """`ids` (n, P) with at most `length` more tokens, until a quarter of them has ended; `cache` grows with them."""
     model = policy.model
     # The trap: what a GenerationConfig leaves open, `generate` takes from the model's own one, which may hold a top-k,
@@ -250,7 +177,7 @@ def _generate(policy: Policy, ids: Tensor, attention: Tensor, cache: Cache, leng
                     disable_compile=True,  # graphs.py: nothing to wait for
                 ),
                 logits_processor=LogitsProcessorList([sampler]),
-                stopping_criteria=StoppingCriteriaList([_ManyEnded(policy.eos_id, ids.shape[1])]),
+                stopping_criteria=StoppingCriteriaList([ManyEnded(policy.eos_id, ids.shape[1])]),
             )
     finally:
         model.generation_config = own
