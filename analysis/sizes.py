@@ -18,9 +18,9 @@ and values k each.
     sampling     prompts, 2 F B P / rate; then T tokens, each the longest of 2 F N / rate, (the base's bytes and half
                  of the cache) / bandwidth, and `a_token`, which many small kernels and `generate` take
 
-The table is computed. Below it stands what analysis.growth has measured over what the formula says of the same cases:
-it leaves out attention's own products, what an allocator holds back, and the second copy of the weights with which a
-large model samples on a CPU (packed.py).
+The table's first numbers are computed, the second ones measured on a GPU. Below it stands what analysis.growth has
+measured over what the formula says of the same cases: it leaves out attention's own products, what an allocator holds
+back, and the second copy of the weights with which a large model samples on a CPU (packed.py).
 
     python -m analysis.sizes                   reads results/growth/growth.csv and results/bench/sizes_h200.json
     python -m analysis.sizes --measure FILE    on a GPU: measures the lines that fit, with random weights
@@ -224,19 +224,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--measure", metavar="FILE", help="measure on this machine's GPU, and write JSON there")
     args = parser.parse_args(argv)
     path = Path(args.measure or args.measured)
-    if args.measure:
-        if not torch.cuda.is_available():
-            fail("--measure: there is no GPU here")
-        lines: list[dict[str, Any]] = []
-        for line in measure_on_gpu():
-            lines.append(line)
-            path.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")  # as it goes
-        if not lines:
-            fail("--measure: no line of the table fits this GPU")
+    if args.measure and not torch.cuda.is_available():
+        fail("--measure: there is no GPU here")
     try:
+        if args.measure:
+            found = []
+            path.write_text("[]\n", encoding="utf-8")  # now, not after minutes
+            for line in measure_on_gpu():
+                found.append(line)
+                path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")  # as it goes
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        fail(f"{path} cannot be read ({first_line(error)}): give a file that --measure has written")
+        fail(f"{path}: {first_line(error)}. Give a place to write, or a file that --measure has written")
+    if not found:
+        fail(f"{path} holds no measurement: no line of the table fits this GPU")
     print("One GPU, micro-batches of 16,384 tokens, all rows with signal. First number: computed for one of 80 GB;")
     print(f"second: measured on {found[0]['gpu']}, random weights.\n\n{table(found)}")
     ratios = measured_over_computed(read_rows(Point, Path(args.growth)))

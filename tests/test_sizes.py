@@ -108,6 +108,15 @@ def test_lines_that_fit_are_measured_with_random_weights(capsys, tmp_path, monke
     assert table[4].count(";") == 0, "not measured"
 
 
+@pytest.mark.parametrize("text", [None, "[", "[]"])
+def test_a_file_without_measurements_is_one_clear_line(capsys, tmp_path, text):
+    if text:
+        (tmp_path / "x.json").write_text(text)
+    with pytest.raises(SystemExit):
+        sizes.main(["--measured", str(tmp_path / "x.json")])
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_without_a_gpu_there_is_nothing_to_measure(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(sizes.torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
