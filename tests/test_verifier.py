@@ -426,8 +426,8 @@ def test_behind_the_last_mark_stands_the_answer(text, n):
     """Right, where a mark is the last of its kind and no letter follows: the number behind it, in ASCII digits."""
     final = text.rpartition("#")[2].strip()
     if "#" in text and "####" not in text and "x" not in final and "=" not in final:
-        spelled = re.fullmatch(r"[-+]?[0-9]+", final)
-        assert verify(text, str(n)) == (spelled is not None and int(final) == n)
+        spelled = re.fullmatch(r"([-+]?)\s*([0-9]+)", final)  # "- 5" is -5
+        assert verify(text, str(n)) == (spelled is not None and int("".join(spelled.groups())) == n)
     assert verify(f"{text}#{n}", str(n)) or "####" in text
 
 
