@@ -6,10 +6,11 @@ all of these kernels recorded with the addresses they read and write, and starti
 step to step has to stand at the same addresses: inputs are copied into held tensors, and the cache has room for many
 tokens to come (kvcache.Static).
 
-What is replayed are the kernels that the model would have started. A graph is recorded anew for every batch, when ended
-rows have left it, and when the room is full; that costs about as much as four steps.
+What is replayed are the kernels that the model has started at its first step. A graph is recorded anew for every batch,
+when ended rows have left it, and when the room is full; that costs about as much as four steps.
 
-Not done: on a CPU, where starting a kernel costs little beside running it; for models with a cache of their own kind.
+Not done: on a CPU, where starting a kernel costs little beside running it; for models that read numbers back from the
+GPU on their way, which a graph cannot do, or have a cache or positions of their own kind (`recordable`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,15 @@ WORTH_STEPS = 16  # fewer save less than recording takes
 
 def cache_kind(policy: Policy) -> type[kvcache.Static | kvcache.Growing]:
     """The layers of a cache for sampling."""
-    return kvcache.Static if policy.device.type == "cuda" and kvcache.full_attention(policy) else kvcache.Growing
+    return kvcache.Static if policy.device.type == "cuda" and recordable(policy) else kvcache.Growing
+
+
+def recordable(policy: Policy) -> bool:
+    """Whether a decoding step is the same kernels at every length: transformers' own word, and what we know besides."""
+    model = transformer(policy.model)
+    rope = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type") or "default"
+    by_length = "dynamic" in rope or rope == "longrope" or getattr(model.config, "alibi", False)
+    return model._can_compile_fullgraph and not by_length and kvcache.full_attention(policy)
 
 
 @contextmanager
@@ -45,7 +54,7 @@ def graphed(policy: Policy, cache: Cache, steps: int) -> Iterator[None]:
     if policy.device.type != "cuda" or not static or steps < WORTH_STEPS:
         yield
         return
-    forward, replay = model.forward, None
+    own, forward, replay = vars(model).get("forward"), model.forward, None
 
     @wraps(forward)
     def step(**inputs: Any) -> Any:
@@ -57,7 +66,9 @@ def graphed(policy: Policy, cache: Cache, steps: int) -> Iterator[None]:
     try:
         yield
     finally:
-        del model.forward  # the class's own is there again
+        del model.forward  # the class's is there again
+        if own:
+            model.forward = own
 
 
 def record(forward: Callable[..., Any], cache: Cache, inputs: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:

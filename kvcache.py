@@ -91,7 +91,7 @@ class Static(StaticLayer):
 
     def make_room(self, length: int) -> None:
         """For `length` tokens in all. Zeros, as what is masked has weight 0, and 0 times NaN is NaN."""
-        if self.is_initialized:
+        if self.is_initialized and length > self.max_cache_len:
             more = (0, 0, 0, length - self.max_cache_len)
             self.keys, self.values = pad(self.keys, more), pad(self.values, more)
         self.max_cache_len = length
@@ -126,7 +126,7 @@ def empty_cache(policy: Policy, kind: type[CacheLayerMixin]) -> Cache:
 def make_room(cache: Cache, tokens: int, more: int) -> int:
     """How many of `more` tokens, after `tokens` a row, can be sampled into this cache in one go. Makes room for them.
 
-    Of a static cache it is a part at a time: what has not been sampled yet takes no memory and no time in attention.
+    Of a static cache it is a part at a time: room for all would take memory, and time in attention, from the start.
     """
     if not all(isinstance(layer, Static) for layer in cache.layers):
         return more

@@ -30,7 +30,7 @@ from tasks import Problem
 
 PER_ROW = ("tokens", "mask", "logp", "entropy", "group", "is_anchor", "ended")  # tensors with one entry a row
 LOGITS_AT_ONCE = 2**24  # 64 MB of fp32
-WORTH_SHARING = 5e12  # weights times tokens: 75 ms of a GPU that does 400e12 operations a second, 6 for each
+A_PASS = 5e12  # weights times tokens: 75 ms of a GPU that does 400e12 operations a second, 6 for each
 
 
 @dataclass(frozen=True)
@@ -189,16 +189,6 @@ def decode(policy: Policy, tokens: Tensor, mask: Tensor) -> list[str]:
     return policy.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 
-def worth_sharing(policy: Policy, group: Tensor, prompt_tokens: int) -> bool:
-    """Whether the learner should run each prompt once, for rows of these prompts (n,).
-
-    That takes a pass more: first the prompts, then the completions. On a CPU it always pays. On a GPU Python needs some
-    75 ms to start a pass and its backward pass (graphs.py), so what is not run twice has to be worth that.
-    """
-    saved = (len(group) - len(group.unique())) * prompt_tokens  # tokens
-    return policy.device.type != "cuda" or saved * policy.model.num_parameters() >= WORTH_SHARING
-
-
 def token_logprobs(
     policy: Policy,
     rollouts: Rollouts,
@@ -260,6 +250,29 @@ def _logprobs(
     return logp, entropy
 
 
+def plan(policy: Policy, lengths: Tensor, group: Tensor, prompt_tokens: int, budget: int) -> tuple[list[Tensor], bool]:
+    """The micro-batches of an update's rows, and whether each prompt is to run once for its rows in them.
+
+    Lengths (n,), `group` (n,) and the budget are those of `micro_batches`. Prompts that run once take a pass more:
+    first they, then the completions. On a CPU that always pays. On a GPU Python needs some 75 ms to start a pass and
+    its backward pass (graphs.py), and the tokens that need not run again have to be worth that.
+    """
+    shared = micro_batches(lengths, budget, group, prompt_tokens)
+    if policy.device.type != "cuda":
+        return shared, True
+    lengths, group = lengths.cpu(), group.cpu()
+    alone = micro_batches(lengths + prompt_tokens, budget, group)
+    weights = policy.model.num_parameters()
+    once = sum(2 * A_PASS + weights * tokens_run(rows, lengths, group, prompt_tokens) for rows in shared)
+    each = sum(A_PASS + weights * tokens_run(rows, lengths + prompt_tokens, group, 0) for rows in alone)
+    return (shared, True) if once <= each else (alone, False)
+
+
+def tokens_run(rows: Tensor | list[int], lengths: Tensor, group: Tensor, prompt_tokens: int) -> int:
+    """The tokens that a pass over these rows runs, padding counted and each prompt once."""
+    return prompt_tokens * len(group[rows].unique()) + len(rows) * int(lengths[rows].max())
+
+
 def micro_batches(lengths: Tensor, budget: int, group: Tensor | None = None, prompt_tokens: int = 0) -> list[Tensor]:
     """Row indices in batches that run at most `budget` tokens, padding counted; a row over the budget goes alone.
 
@@ -276,8 +289,7 @@ def micro_batches(lengths: Tensor, budget: int, group: Tensor | None = None, pro
     group = torch.zeros_like(lengths) if group is None else group.cpu()
 
     def run(rows: list[int]) -> int:
-        """The tokens that a pass over these rows runs."""
-        return prompt_tokens * len(group[rows].unique()) + len(rows) * int(lengths[rows].max())
+        return tokens_run(rows, lengths, group, prompt_tokens)
 
     def fill(units: list[list[int]]) -> list[list[int]]:
         """Units of rows in this order; one that is over the budget by itself is taken apart."""

@@ -195,10 +195,9 @@ def backward(run: Run, part: Rollouts, update: dagrpo.Update) -> tuple[float, in
     args, recipe = run.args, run.recipe
     active = dagrpo.signal_rows(update, recipe, args.kl_beta).nonzero().squeeze(1)  # (n,)
     loss_sum, clipped, tokens = 0.0, 0, 0
-    lengths, prompt_tokens = part.lengths[active], part.prompt_ids.shape[1]
-    share = rollout.worth_sharing(run.policy, part.group[active], prompt_tokens)
-    lengths, once = (lengths, prompt_tokens) if share else (lengths + prompt_tokens, 0)
-    for batch in rollout.micro_batches(lengths, args.micro_batch_tokens, part.group[active], once):
+    rows = part.lengths[active], part.group[active], part.prompt_ids.shape[1]
+    batches, share = rollout.plan(run.policy, *rows, args.micro_batch_tokens)
+    for batch in batches:
         index = active[batch.to(active.device)]
         logp, entropy = rollout.token_logprobs(
             run.policy, part, index, args.temperature, recipe.entropy_bonus > 0, share

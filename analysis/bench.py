@@ -227,7 +227,7 @@ def now() -> float:
 
 
 def peak_gb() -> float:
-    """The most memory that the process has had: on the GPU, if there is one."""
+    """The most memory that the process has had; on a GPU what tensors took, without what PyTorch holds in reserve."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -4,7 +4,7 @@ W weights, of which U are trained: all, or LoRA's beside a frozen base of 2 byte
 fp32, 2 in bf16; N rows of P + T tokens; micro-batches of M tokens; L layers of width d, of which an MLP has f and keys
 and values k each.
 
-    weights      4 U, and 2 W where the base is frozen
+    weights      4 U, and 2 W where the base is frozen; on a GPU 2 U more, what autocast rounds them to
     training     12 U             fp32 gradients and Adam's two moments
     activations  a M (10 d + 2 k + 5 f) L, kept for the backward pass; with gradient checkpointing a M d L, and the
                  first for one layer
@@ -126,7 +126,7 @@ def memory(shape: Shape, s: Setting, activation_bytes: int) -> dict[str, float]:
     layers = (shape.width * shape.layers + kept) if s.checkpointing else kept * shape.layers
     keys = 2 * a * shape.kv_width * shape.layers * (s.prompt_tokens + s.new_tokens)  # bytes a row
     return {
-        "weights": frozen + 4 * trained,
+        "weights": frozen + (4 if activation_bytes == 4 else 4 + 2) * trained,
         "training": 12 * trained,
         "activations": a * s.micro_batch_tokens * layers,
         "prompts": keys * s.micro_batch_tokens / s.new_tokens,
@@ -165,7 +165,8 @@ def table(found: list[dict[str, Any]]) -> str:
         trained = f"LoRA {s.lora_rank}" if s.lora_rank else "all"
         trained += ", checkpointing" if s.checkpointing else ""
         took = seconds(shape, s, GPU)
-        cells = [f"{x:.0f}" for x in (peak(memory(shape, s, GPU.activation_bytes)) / 1e9, *took.values())]
+        gb = peak(memory(shape, s, GPU.activation_bytes)) / 1e9
+        cells = [f"{gb:.0f}", f"{took['sampling']:.1f}", f"{took['learner']:.1f}"]
         for line in found:
             if {"model": name, **asdict(s)}.items() <= line.items():
                 there = (line["peak_gb"], line["rollout"], line["learner"])
@@ -192,7 +193,7 @@ def random_model(shape: Shape, folder: Path) -> None:
 
 
 def measure_on_gpu() -> Iterator[dict[str, Any]]:
-    """The lines of ON_GPU that the formula says fit: the second step of a process each, responses of full length."""
+    """The lines of ON_GPU that the formula says fit: the second step of a process each; few responses end early."""
     free = torch.cuda.get_device_properties(0).total_memory
     with tempfile.TemporaryDirectory() as models:
         for name, s in ON_GPU:

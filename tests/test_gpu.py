@@ -29,9 +29,11 @@ def sample(policy, problems, **further):
     return rollout.sample_groups(policy, problems, [8] * len(problems), LENGTH, **further)
 
 
-def test_a_replayed_step_is_the_step(policy, problems, monkeypatch):
+@pytest.mark.parametrize("room", [512, 20])
+def test_a_replayed_step_is_the_step(policy, problems, monkeypatch, room):
     """The same kernels on the same numbers: equal to the last bit, also recorded anew when rows have left."""
     made, record = [], graphs.record
+    monkeypatch.setattr(kvcache, "STATIC_ROOM", room)
     monkeypatch.setattr(graphs, "record", lambda *given: made.append(1) or record(*given))
     replayed = sample(policy, problems)
     assert len(made) > 1 and "forward" not in vars(policy.model)
@@ -71,7 +73,7 @@ def test_a_prompt_that_is_run_once_changes_no_gradient(policy, problems):
 
     once = gradient(share=True)
     assert (once - gradient(share=False)).norm() <= 1e-5 * once.norm()
-    small, large = (rollout.worth_sharing(policy, rollouts.group, tokens) for tokens in (100, 10**12))
+    small, large = (rollout.plan(policy, rollouts.lengths, rollouts.group, P, 10**15)[1] for P in (100, 10**12))
     assert large and not small
 
 
@@ -97,7 +99,7 @@ OTHER += ["--score-noise 1", "--overlong-buffer 8", "--anchor-when hard", "--ext
 @pytest.mark.parametrize("flags", OTHER)
 @pytest.mark.parametrize("shared", [False, True])
 def test_other_ways_through_a_step(tiny_folder, tmp_path, monkeypatch, flags, shared):
-    monkeypatch.setattr(rollout, "worth_sharing", lambda *_: shared)
+    monkeypatch.setattr(rollout, "A_PASS", 0 if shared else 1e30)
     assert float(run(tiny_folder, tmp_path, "--steps", "2", *flags.split())[1]["grad_norm"]) > 0
 
 

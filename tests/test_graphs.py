@@ -5,13 +5,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import (
+    FalconConfig,
+    FalconForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+)
 
 import graphs
 import kvcache
 import rollout
 import train
-from policy import Policy
 from tasks import solve
 
 ON_GPU = torch.device("cuda")
@@ -32,7 +40,7 @@ def test_a_static_cache_gives_the_same_samples(tiny, monkeypatch, prompts):
     torch.testing.assert_close(static.logp, growing.logp, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("room", [1, 7, 30])
+@pytest.mark.parametrize("room", [1, 7])
 def test_its_room_grows_a_part_at_a_time(tiny, problems, monkeypatch, room):
     """Greedily, as rows that ended leave at other times then, and draws are made for the rows that are there."""
     expected = rollout.sample_groups(tiny, problems, [1, 1, 1], 30, greedy=True)
@@ -57,15 +65,24 @@ def test_it_too_keeps_keys_as_attention_sees_them():
     assert torch.equal(keys[:, :, :4], torch.cat([x, x[:, :, :1]], dim=2).bfloat16()) and not keys[:, :, 4:].any()
 
 
-def test_only_a_gpu_and_a_model_of_full_attention_get_it(tiny):
-    windows = MistralConfig(
-        vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, sliding_window=6,
-        num_attention_heads=2, num_key_value_heads=1,
-    )  # fmt: skip
-    sliding = MistralForCausalLM(windows)
-    for device, model, static in (("cuda", tiny.model, True), ("cpu", tiny.model, False), ("cuda", sliding, False)):
-        policy = SimpleNamespace(device=torch.device(device), model=model)
-        assert graphs.cache_kind(policy) is (kvcache.Static if static else kvcache.Growing)
+def test_only_a_gpu_and_a_model_whose_steps_are_alike_get_it(tiny):
+    small = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    small |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    llama = LlamaForCausalLM(LlamaConfig(**small, rope_parameters=rope | {"rope_type": "linear"}))
+    others = {
+        "a sliding window": MistralForCausalLM(MistralConfig(**small, sliding_window=6)),
+        "positions that depend on the length": LlamaForCausalLM(LlamaConfig(**small, rope_parameters=rope)),
+        "alibi": FalconForCausalLM(
+            FalconConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, alibi=True)
+        ),
+        "numbers read back": MptForCausalLM(MptConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=20)),
+    }
+    for name, model in {"tiny": tiny.model, "linear": llama, **others}.items():
+        kinds = [
+            graphs.cache_kind(SimpleNamespace(device=torch.device(device), model=model)) for device in ("cuda", "cpu")
+        ]
+        assert kinds == [kvcache.Growing if name in others else kvcache.Static, kvcache.Growing], name
 
 
 @pytest.mark.parametrize("on", [True, False])
@@ -82,34 +99,42 @@ def test_the_models_own_pass_is_there_again(tiny, monkeypatch, on):
             tiny.model(torch.tensor([[5]]))
         raise RuntimeError
     assert "forward" not in vars(tiny.model) and len(made) == on
-    assert isinstance(tiny, Policy) and tiny.model(torch.tensor([[5]])).logits.shape == (1, 1, len(tiny.tokenizer))
+    assert tiny.model(torch.tensor([[5]])).logits.shape == (1, 1, len(tiny.tokenizer))
 
 
-def test_prompts_are_run_once_where_that_is_worth_a_second_pass(tiny):
-    group = torch.arange(6) // 3  # two prompts, four rows that need not run theirs
-    weights = tiny.model.num_parameters()
-    worth = rollout.WORTH_SHARING / weights / 4
+@pytest.mark.parametrize("budget, together, apart", [(10**9, 1, 1), (2040, 2, 3)])
+def test_prompts_are_run_once_where_that_is_worth_a_pass_more(tiny, monkeypatch, budget, together, apart):
+    """Two prompts with three rows each, of which four need not run theirs; then a batch is two passes, not one."""
     policy = SimpleNamespace(device=ON_GPU, model=tiny.model)
-    assert rollout.worth_sharing(policy, group, round(1.01 * worth))
-    assert not rollout.worth_sharing(policy, group, round(0.99 * worth)) and rollout.worth_sharing(tiny, group, 1)
+    group, lengths, P = torch.arange(6) // 3, torch.full((6,), 10), 1000
+    worth = 4 * P * tiny.model.num_parameters()
+    for cost, once, count in ((0.99 * worth, True, together), (1.01 * worth, False, apart)):
+        monkeypatch.setattr(rollout, "A_PASS", cost)
+        batches, shared = rollout.plan(policy, lengths, group, P, budget)
+        assert (shared, len(batches)) == (once, count) and sorted(torch.cat(batches).tolist()) == list(range(6))
+    assert rollout.plan(tiny, lengths, group, P, budget)[1], "on a CPU always"
 
 
-def test_prompts_that_run_with_each_row_count_for_each_row(tiny, tiny_folder, tmp_path, monkeypatch):
-    """Of the memory that --micro-batch-tokens bounds; the update is the same."""
-    batches, norms, real = [], [], rollout.micro_batches
+def test_prompts_that_run_with_each_row_are_the_same_update(tiny, tiny_folder, tmp_path, monkeypatch):
+    """And count for each row in the memory that --micro-batch-tokens bounds."""
+    norms, plans = [], []
 
-    def spy(lengths, budget, group, prompt_tokens):
-        batches.append((lengths, prompt_tokens))
-        return real(lengths, budget, group, prompt_tokens)
+    def as_on_a_gpu(policy, lengths, group, prompt_tokens, budget):
+        pretended = SimpleNamespace(device=ON_GPU, model=policy.model)
+        plans.append((lengths, prompt_tokens, *plan(pretended, lengths, group, prompt_tokens, budget)))
+        return plans[-1][2:]
 
-    monkeypatch.setattr(rollout, "micro_batches", spy)
-    for share in (True, False):
-        monkeypatch.setattr(rollout, "worth_sharing", lambda *_, share=share: share)
+    plan = rollout.plan
+    monkeypatch.setattr(rollout, "plan", as_on_a_gpu)
+    for cost in (0, 1e30):
+        monkeypatch.setattr(rollout, "A_PASS", cost)
         flags = ["--batch-prompts", "4", "--group-size", "4", "--steps", "1", "--updates-per-batch", "1"]
-        out = tmp_path / str(share)
+        flags += ["--micro-batch-tokens", "100"]
+        out = tmp_path / str(cost)
         train.main(["--method", "dagrpo", "--model", str(tiny_folder), "--out", str(out), *flags])
         header, row = ((out / "metrics.csv").read_text().splitlines()[i].split(",") for i in (0, 1))
         norms.append(float(row[header.index("grad_norm")]))
-    (shared, once), (alone, nothing) = batches
-    assert once > 1 and nothing == 0 and torch.equal(alone, shared + once)
+    (*_, once), (lengths, prompt_tokens, batches, each) = plans
+    assert once and not each and len(batches) > 1
+    assert all(len(b) == 1 or len(b) * (int(lengths[b].max()) + prompt_tokens) <= 100 for b in batches)
     assert norms[0] == pytest.approx(norms[1], rel=2e-5)

@@ -53,6 +53,7 @@ def test_memory_by_hand():
     found = sizes.memory(SMALL, SETTING, activation_bytes=4)
     assert (SMALL.linear, SMALL.weights) == (linear, weights)
     assert found["weights"] + found["training"] == 16 * weights
+    assert sizes.memory(SMALL, SETTING, activation_bytes=2)["weights"] == (4 + 2) * weights, "autocast's copy"
     assert found["activations"] == 4 * 100 * 2 * (10 * 8 + 2 * 4 + 5 * 16)
     assert found["cache"] == 2 * 4 * 4 * 2 * 12 * 15 and found["prompts"] == 2 * 4 * 4 * 2 * 15 * 10
     assert sizes.peak(found) == 16 * weights + 0.6e9 + found["activations"] + found["prompts"] + found["logits"]
@@ -104,7 +105,7 @@ def test_lines_that_fit_are_measured_with_random_weights(capsys, tmp_path, monke
     assert [line["checkpointing"] for line in found] == [False, True]
     assert all(line["tokens"] == 2 * 4 * 5 and line["kept"] == 1 and line["gpu"] == "pretended" for line in found)
     table = sizes.table(found).splitlines()
-    assert len(table) == 5 and "| 2 x 4 | 6 + 5 | all, checkpointing | 1; 1.2 | 0; 0.0 | 0; 0.0 |" in table[3]
+    assert len(table) == 5 and "| 2 x 4 | 6 + 5 | all, checkpointing | 1; 1.2 | 0.0; 0.0 | 0.0; 0.0 |" in table[3]
     assert table[4].count(";") == 0, "not measured"
 
 
