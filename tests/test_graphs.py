@@ -102,6 +102,16 @@ def test_the_models_own_pass_is_there_again(tiny, monkeypatch, on):
     assert tiny.model(torch.tensor([[5]])).logits.shape == (1, 1, len(tiny.tokenizer))
 
 
+def test_a_pass_that_somebody_has_put_there_stays(tiny, monkeypatch):
+    """As accelerate does."""
+    monkeypatch.setattr(tiny.model, "forward", own := tiny.model.forward)
+    with graphs.graphed(
+        SimpleNamespace(device=ON_GPU, model=tiny.model), kvcache.empty_cache(tiny, kvcache.Static), 99
+    ):
+        assert tiny.model.forward is not own
+    assert tiny.model.forward is own
+
+
 @pytest.mark.parametrize("budget, together, apart", [(10**9, 1, 1), (2040, 2, 3)])
 def test_prompts_are_run_once_where_that_is_worth_a_pass_more(tiny, monkeypatch, budget, together, apart):
     """Two prompts with three rows each, of which four need not run theirs; then a batch is two passes, not one."""
