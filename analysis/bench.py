@@ -173,8 +173,8 @@ def trl(case: Case) -> dict[str, float]:
     config = GRPOConfig(
         output_dir=out, max_steps=case.warm + case.steps, per_device_train_batch_size=rows,
         num_generations=case.group_size, max_completion_length=case.new_tokens, temperature=1.0, top_p=1.0, top_k=0,
-        beta=0.0, learning_rate=1e-6,
-        loss_type="dr_grpo", scale_rewards="none", gradient_checkpointing=case.checkpointing,
+        beta=0.0, learning_rate=1e-6, loss_type="dr_grpo", scale_rewards="none",
+        gradient_checkpointing=case.checkpointing,
         bf16=policy.autocast_dtype is not None, use_cpu=not torch.cuda.is_available(), report_to="none",
         save_strategy="no", disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False,
     )  # fmt: skip

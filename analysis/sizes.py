@@ -126,7 +126,7 @@ def memory(shape: Shape, s: Setting, activation_bytes: int) -> dict[str, float]:
     layers = (shape.width * shape.layers + kept) if s.checkpointing else kept * shape.layers
     keys = 2 * a * shape.kv_width * shape.layers * (s.prompt_tokens + s.new_tokens)  # bytes a row
     return {
-        "weights": frozen + (4 if activation_bytes == 4 else 4 + 2) * trained,
+        "weights": frozen + (4 if a == 4 else 4 + a) * trained,  # not fp32: autocast's copy
         "training": 12 * trained,
         "activations": a * s.micro_batch_tokens * layers,
         "prompts": keys * s.micro_batch_tokens / s.new_tokens,
@@ -147,7 +147,7 @@ def seconds(shape: Shape, s: Setting, machine: Machine) -> dict[str, float]:
     F, rows = shape.linear + shape.vocabulary * shape.width, s.prompts * s.group_size
     tokens = s.prompts * s.prompt_tokens + rows * s.new_tokens
     passes = 1 + (1 if s.lora_rank else 2) + s.checkpointing
-    weight_bytes = (2 if s.lora_rank else 4) * shape.weights
+    weight_bytes = (2 if s.lora_rank else machine.activation_bytes) * shape.weights  # as autocast rounds them
     cache = memory(shape, s, machine.activation_bytes)["cache"] / 2  # half full, on average
     a_token = max(2 * F * rows / machine.flop, (weight_bytes + cache) / machine.bandwidth, machine.a_token)
     sampling = 2 * F * s.prompts * s.prompt_tokens / machine.flop + s.new_tokens * a_token
