@@ -8,6 +8,7 @@ from judge_server import KEY, Server
 
 import policy as policies
 import tasks
+import verifier
 
 torch.set_num_threads(1)  # models this small are faster so, and leave the other core to whoever else needs it
 
@@ -59,3 +60,14 @@ def server(monkeypatch):
         yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def no_worker(monkeypatch):
+    """The test fails if math-verify is asked."""
+
+    def asked(*question):
+        raise AssertionError(f"{question} was handed to math-verify")
+
+    monkeypatch.setattr(verifier, "equal", asked)
+    monkeypatch.setattr(verifier, "parses", asked)
