@@ -9,7 +9,8 @@ and values k each.
     activations  a M (10 d + 2 k + 5 f) L, kept for the backward pass; with gradient checkpointing a M d L, and the
                  first for one layer
     prompts      2 a k L (P + T) M / T, the keys and values of the rows of a micro-batch
-    logits       4 * 4 * 2^24     rollout.LOGITS_AT_ONCE in fp32: logits, log-probs, and gradients of both
+    logits       4 * 4 * 2^26     logits, log-probs and gradients of both, in fp32, of rollout.LOGITS_AT_ONCE; or of M
+                                  tokens, where these have fewer
     cache        2 a k L N (P + T) while sampling; not at the same time as activations, prompts and logits
     rest         0.6 GB           the program and its libraries
 
@@ -39,6 +40,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 import policy as policies
+import rollout
 from analysis import bench
 from analysis.growth import Point
 from analysis.saved import read_rows
@@ -130,7 +132,7 @@ def memory(shape: Shape, s: Setting, activation_bytes: int) -> dict[str, float]:
         "training": 12 * trained,
         "activations": a * s.micro_batch_tokens * layers,
         "prompts": keys * s.micro_batch_tokens / s.new_tokens,
-        "logits": 4 * 4 * 2**24,
+        "logits": 4 * 4 * min(rollout.LOGITS_AT_ONCE, s.micro_batch_tokens * shape.vocabulary),
         "cache": keys * s.prompts * s.group_size,
         "rest": 0.6e9,
     }
@@ -193,7 +195,10 @@ def random_model(shape: Shape, folder: Path) -> None:
 
 
 def measure_on_gpu() -> Iterator[dict[str, Any]]:
-    """The lines of ON_GPU that the formula says fit: the second step of a process each; few responses end early."""
+    """The lines of ON_GPU that the formula says fit, the second step of a process each, or of a long one the first.
+
+    Few responses end early.
+    """
     free = torch.cuda.get_device_properties(0).total_memory
     with tempfile.TemporaryDirectory() as models:
         for name, s in ON_GPU:
@@ -203,7 +208,8 @@ def measure_on_gpu() -> Iterator[dict[str, Any]]:
             if not folder.exists():
                 random_model(shape, folder)
                 torch.cuda.empty_cache()
-            case = bench.Case(str(folder), **asdict(s), whole=True, warm=1, steps=1)
+            warm = int(s.new_tokens <= 1024)  # of minutes, what a first step takes longer is little
+            case = bench.Case(str(folder), **asdict(s), whole=True, warm=warm, steps=1)
             yield {"model": name, "gpu": torch.cuda.get_device_name()} | asdict(s) | bench.measure(case)
 
 

@@ -1,5 +1,6 @@
 """analysis.sizes: shapes are those of the models, and the formula's sums are right by hand."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -56,6 +57,9 @@ def test_memory_by_hand():
     assert sizes.memory(SMALL, SETTING, activation_bytes=2)["weights"] == (4 + 2) * weights, "autocast's copy"
     assert found["activations"] == 4 * 100 * 2 * (10 * 8 + 2 * 4 + 5 * 16)
     assert found["cache"] == 2 * 4 * 4 * 2 * 12 * 15 and found["prompts"] == 2 * 4 * 4 * 2 * 15 * 10
+    assert found["logits"] == 4 * 4 * 100 * 10
+    assert sizes.memory(SHAPES["SmolLM2-135M"], SETTING, 4)["logits"] == 4 * 4 * 100 * 49152
+    assert sizes.memory(SHAPES["SmolLM2-135M"], replace(SETTING, micro_batch_tokens=2000), 4)["logits"] == 4 * 4 * 2**26
     assert sizes.peak(found) == 16 * weights + 0.6e9 + found["activations"] + found["prompts"] + found["logits"]
 
 
