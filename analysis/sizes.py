@@ -16,8 +16,8 @@ and values k each.
 
     learner      2 F (1 + b) (B P + N T) / rate of operations; F = W without embeddings looked up, b = 2 where weights
                  have gradients, 1 with LoRA; 2 F more for the second forward pass of checkpointing
-    sampling     prompts, 2 F B P / rate; then T tokens, each the longest of 2 F N / rate, (the base's bytes and half
-                 of the cache) / bandwidth, and `a_token`, which many small kernels and `generate` take
+    sampling     prompts, 2 F B P / rate; then T tokens, each `a_layer` L, which many small kernels take, and the longer
+                 of 2 F N / rate and (the base's bytes and half of the cache) / bandwidth
 
 The table's first numbers are computed, the second ones measured on a GPU. Below it stands what analysis.growth has
 measured over what the formula says of the same cases: it leaves out attention's own products, what an allocator holds
@@ -86,7 +86,7 @@ class Shape:
 class Machine:
     flop: float  # a second that large products reach
     bandwidth: float  # bytes a second
-    a_token: float  # seconds that a decoding step takes at least
+    a_layer: float  # seconds that small kernels take in a layer of a decoding step
     activation_bytes: int
 
 
@@ -108,9 +108,9 @@ SHAPES = {
     "Qwen2.5-1.5B": Shape(151936, 1536, 28, 12, 2, 8960, tied=True, bias=True),
     "Qwen2.5-Math-7B": Shape(152064, 3584, 28, 28, 4, 18944, tied=False, bias=True),
 }
-# A GPU with 80 GB: 989e12 bf16 operations and 3.35e12 bytes a second on paper, of which we count on 40 % and 60 %. At
-# least 5 ms a token is what 24 layers took on an H200 (results/bench/sizes_h200.json): a CUDA graph, and `generate`.
-GPU = Machine(0.4 * 989e12, 0.6 * 3.35e12, 0.005, 2)
+# One number each for all models: what the lines of 1.5 B and 7 B took on an H200 (results/bench/sizes_h200.json). That
+# is 27 % of 989e12 bf16 operations a second on paper, and half of the bytes a second that summing an array reaches.
+GPU = Machine(0.27 * 989e12, 2e12, 0.0002, 2)
 ON_GPU = [
     ("Qwen2.5-0.5B", Setting(16, 8, 256, 512, 16384)),
     ("Qwen2.5-1.5B", Setting(16, 8, 256, 1024, 16384, checkpointing=True)),
@@ -151,7 +151,8 @@ def seconds(shape: Shape, s: Setting, machine: Machine) -> dict[str, float]:
     passes = 1 + (1 if s.lora_rank else 2) + s.checkpointing
     weight_bytes = (2 if s.lora_rank else machine.activation_bytes) * shape.weights  # as autocast rounds them
     cache = memory(shape, s, machine.activation_bytes)["cache"] / 2  # half full, on average
-    a_token = max(2 * F * rows / machine.flop, (weight_bytes + cache) / machine.bandwidth, machine.a_token)
+    large = max(2 * F * rows / machine.flop, (weight_bytes + cache) / machine.bandwidth)
+    a_token = machine.a_layer * shape.layers + large
     sampling = 2 * F * s.prompts * s.prompt_tokens / machine.flop + s.new_tokens * a_token
     return {"sampling": sampling, "learner": 2 * F * passes * tokens / machine.flop}
 
@@ -245,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
         fail(f"{path}: {first_line(error)}. Give a place to write, or a file that --measure has written")
     if not found:
         fail(f"{path} holds no measurement: no line of the table fits this GPU")
-    print("One GPU, micro-batches of 16,384 tokens, all rows with signal. First number: computed for one of 80 GB;")
+    print("One GPU, micro-batches of 16,384 tokens, all rows with signal. First number: computed;")
     print(f"second: measured on {found[0]['gpu']}, random weights.\n\n{table(found)}")
     ratios = measured_over_computed(read_rows(Point, Path(args.growth)))
     print(f"\nMeasured over computed memory on a CPU, {len(ratios)} cases: {min(ratios):.2f} to {max(ratios):.2f}")

@@ -74,15 +74,15 @@ def test_checkpointing_trades_memory_for_time_and_lora_gradients_for_rank():
     assert sizes.memory(SMALL, lora, 4)["training"] == 12 * SMALL.lora(1)
 
 
-def test_a_decoding_step_takes_what_is_longest():
+def test_a_decoding_step_takes_the_longer_of_products_and_memory_and_its_small_kernels():
     F, tokens = SMALL.linear + 80, 10
-    for machine, longest in (
+    for machine, a_token in (
         (Machine(1.0, 1e12, 0.0, 4), 2 * F * 12),
         (Machine(1e12, 1.0, 0.0, 4), 4 * SMALL.weights + sizes.memory(SMALL, SETTING, 4)["cache"] / 2),
-        (Machine(1e12, 1e12, 7.0, 4), 7.0),
+        (Machine(1e12, 1e12, 7.0, 4), 7.0 * SMALL.layers),
     ):
         found = sizes.seconds(SMALL, SETTING, machine)["sampling"]
-        assert found == pytest.approx(2 * F * 15 / machine.flop + tokens * longest)
+        assert found == pytest.approx(2 * F * 15 / machine.flop + tokens * a_token)
 
 
 def test_the_table_prints_and_the_formula_is_held_against_what_was_measured(capsys, tmp_path):
