@@ -108,9 +108,10 @@ SHAPES = {
     "Qwen2.5-1.5B": Shape(151936, 1536, 28, 12, 2, 8960, tied=True, bias=True),
     "Qwen2.5-Math-7B": Shape(152064, 3584, 28, 28, 4, 18944, tied=False, bias=True),
 }
-# One number each for all models: what the lines of 1.5 B and 7 B took on an H200 (results/bench/sizes_h200.json). That
-# is 27 % of 989e12 bf16 operations a second on paper, and half of the bytes a second that summing an array reaches.
+# One number each for all models, from what the lines below took on an H200 (MEASURED): 27 % of 989e12 bf16 operations a
+# second on paper, half of the bytes a second that summing an array reaches, and the smallest model's time a layer.
 GPU = Machine(0.27 * 989e12, 2e12, 0.0002, 2)
+MEASURED = "results/bench/sizes_h200.json"
 ON_GPU = [
     ("Qwen2.5-0.5B", Setting(16, 8, 256, 512, 16384)),
     ("Qwen2.5-1.5B", Setting(16, 8, 256, 1024, 16384, checkpointing=True)),
@@ -227,8 +228,7 @@ def measured_over_computed(points: list[Point]) -> list[float]:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.sizes", description=__doc__)
     parser.add_argument("--growth", default="results/growth/growth.csv", metavar="FILE", help="of analysis.growth")
-    measured = "results/bench/sizes_h200.json"
-    parser.add_argument("--measured", default=measured, metavar="FILE", help="what --measure has written")
+    parser.add_argument("--measured", default=MEASURED, metavar="FILE", help="what --measure has written")
     parser.add_argument("--measure", metavar="FILE", help="measure on this machine's GPU, and write JSON there")
     args = parser.parse_args(argv)
     path = Path(args.measure or args.measured)
