@@ -31,7 +31,7 @@ from tasks import Problem
 
 PER_ROW = ("tokens", "mask", "logp", "entropy", "group", "is_anchor", "ended")  # tensors with one entry a row
 LOGITS_AT_ONCE = 2**26  # 256 MB of fp32
-A_PASS = 5e12  # weights times tokens: 75 ms of a GPU that does 400e12 operations a second, 6 for each
+A_PASS = 5e12  # weights times tokens, at 6 operations each: 0.11 s of a GPU at the rate of analysis/sizes.py
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def plan(policy: Policy, lengths: Tensor, group: Tensor, prompt_tokens: int, bud
     """The micro-batches of an update's rows, and whether each prompt is to run once for its rows in them.
 
     Lengths (n,), `group` (n,) and the budget are those of `micro_batches`. Prompts that run once take a pass more:
-    first they, then the completions. On a CPU that always pays. On a GPU Python needs some 75 ms to start a pass and
+    first they, then the completions. On a CPU that always pays. On a GPU Python needs some 0.1 s to start a pass and
     its backward pass (graphs.py), and the tokens that need not run again have to be worth that.
     """
     shared = micro_batches(lengths, budget, group, prompt_tokens)

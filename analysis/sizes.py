@@ -158,6 +158,11 @@ def seconds(shape: Shape, s: Setting, machine: Machine) -> dict[str, float]:
     return {"sampling": sampling, "learner": 2 * F * passes * tokens / machine.flop}
 
 
+def measured(name: str, s: Setting, found: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What `found` has measured of this line of ON_GPU."""
+    return next((line for line in found if {"model": name, **asdict(s)}.items() <= line.items()), None)
+
+
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown: the lines of ON_GPU computed, and beside them what `found` has measured of them."""
     lines = [
@@ -171,10 +176,9 @@ def table(found: list[dict[str, Any]]) -> str:
         took = seconds(shape, s, GPU)
         gb = peak(memory(shape, s, GPU.activation_bytes)) / 1e9
         cells = [f"{gb:.0f}", f"{took['sampling']:.1f}", f"{took['learner']:.1f}"]
-        for line in found:
-            if {"model": name, **asdict(s)}.items() <= line.items():
-                there = (line["peak_gb"], line["rollout"], line["learner"])
-                cells = [f"{cell}; {x:.1f}" for cell, x in zip(cells, there, strict=True)]
+        if line := measured(name, s, found):
+            there = (line["peak_gb"], line["rollout"], line["learner"])
+            cells = [f"{cell}; {x:.1f}" for cell, x in zip(cells, there, strict=True)]
         rows = f"{s.prompts} x {s.group_size} | {s.prompt_tokens} + {s.new_tokens}"
         lines.append(f"| {name} | {shape.weights / 1e9:.2f} B | {rows} | {trained} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -215,7 +219,15 @@ def measure_on_gpu() -> Iterator[dict[str, Any]]:
             yield {"model": name, "gpu": torch.cuda.get_device_name()} | asdict(s) | bench.measure(case)
 
 
-def measured_over_computed(points: list[Point]) -> list[float]:
+def over_computed_on_gpu(found: list[dict[str, Any]]) -> list[float]:
+    """Peak memory of the lines of ON_GPU that have been measured, over the formula's."""
+    lines = [(name, s, measured(name, s, found)) for name, s in ON_GPU]
+    return [
+        1e9 * line["peak_gb"] / peak(memory(SHAPES[name], s, GPU.activation_bytes)) for name, s, line in lines if line
+    ]
+
+
+def over_computed(points: list[Point]) -> list[float]:
     """Peak memory of analysis.growth's processes on SmolLM2, over the formula's."""
     ratios = []
     for p in points:
@@ -242,14 +254,17 @@ def main(argv: list[str] | None = None) -> None:
                 found.append(line)
                 path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")  # as it goes
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        on_gpu = over_computed_on_gpu(found)
+    except (OSError, ValueError, AttributeError, KeyError) as error:  # the last two: JSON of something else
         fail(f"{path}: {first_line(error)}. Give a place to write, or a file that --measure has written")
-    if not found:
-        fail(f"{path} holds no measurement: no line of the table fits this GPU")
+    if not on_gpu:
+        fail(f"{path} holds no line of the table: none fits this GPU, or another program has written it")
     print("One GPU, micro-batches of 16,384 tokens, all rows with signal. First number: computed;")
     print(f"second: measured on {found[0]['gpu']}, random weights.\n\n{table(found)}")
-    ratios = measured_over_computed(read_rows(Point, Path(args.growth)))
-    print(f"\nMeasured over computed memory on a CPU, {len(ratios)} cases: {min(ratios):.2f} to {max(ratios):.2f}")
+    on_cpu = over_computed(read_rows(Point, Path(args.growth)))
+    print("\nMeasured over computed memory:")
+    for where, ratios in (("on the GPU", on_gpu), ("on a CPU", on_cpu)):
+        print(f"{where}, {len(ratios)} cases: {min(ratios):.2f} to {max(ratios):.2f}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """analysis.sizes: shapes are those of the models, and the formula's sums are right by hand."""
 
 import json
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,7 +80,7 @@ def test_checkpointing_trades_memory_for_time_and_lora_gradients_for_rank():
 def test_a_decoding_step_takes_the_longer_of_products_and_memory_and_its_small_kernels():
     F, tokens = SMALL.linear + 80, 10
     for machine, a_token in (
-        (Machine(1.0, 1e12, 0.0, 4), 2 * F * 12),
+        (Machine(1.0, 1.0, 0.0, 4), 2 * F * 12),  # more than the bytes
         (Machine(1e12, 1.0, 0.0, 4), 4 * SMALL.weights + sizes.memory(SMALL, SETTING, 4)["cache"] / 2),
         (Machine(1e12, 1e12, 7.0, 4), 7.0 * SMALL.layers),
     ):
@@ -96,7 +97,8 @@ def test_the_table_prints_and_the_formula_is_held_against_what_was_measured(caps
     assert "2 cases: 1.50 to 1.50" in out, "a group that is smaller than a micro-batch does not fill it"
     assert out.count("Qwen2.5-Math-7B") == 3
     for line in json.loads(Path(sizes.MEASURED).read_text()):
-        assert f"; {line['peak_gb']:.1f} |" in out and f"; {line['learner']:.1f} |" in out, "computed; measured"
+        cells = rf"\d+; {line['peak_gb']:.1f} \| [\d.]+; {line['rollout']:.1f} \| [\d.]+; {line['learner']:.1f} \|"
+        assert re.search(cells, out), "computed; measured"
 
 
 def test_lines_that_fit_are_measured_with_random_weights(capsys, tmp_path, monkeypatch):
@@ -117,7 +119,25 @@ def test_lines_that_fit_are_measured_with_random_weights(capsys, tmp_path, monke
     assert table[4].count(";") == 0, "not measured"
 
 
-@pytest.mark.parametrize("text", [None, "[", "[]"])
+def test_memory_of_the_gpu_is_held_against_the_formula_too(capsys, tmp_path):
+    name, s = sizes.ON_GPU[0]
+    took = 2e-9 * sizes.peak(sizes.memory(SHAPES[name], s, 2))
+    line = {"model": name, "gpu": "x", "peak_gb": took, "rollout": 1.0, "learner": 1.0, **asdict(s)}
+    (tmp_path / "x.json").write_text(json.dumps([line]))
+    sizes.main(["--measured", str(tmp_path / "x.json")])
+    assert "on the GPU, 1 cases: 2.00 to 2.00" in capsys.readouterr().out
+
+
+def test_of_a_long_line_the_first_step_is_measured(monkeypatch):
+    monkeypatch.setattr(sizes.torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=1e12))
+    monkeypatch.setattr(sizes.torch.cuda, "get_device_name", lambda: "pretended")
+    monkeypatch.setattr(sizes, "random_model", lambda shape, folder: folder.mkdir())
+    monkeypatch.setattr(bench, "measure", lambda case: {"steps not counted": case.warm, "T": case.new_tokens})
+    warm = {line["T"]: line["steps not counted"] for line in sizes.measure_on_gpu()}
+    assert warm == {512: 1, 1024: 1, 4096: 0}
+
+
+@pytest.mark.parametrize("text", [None, "[", "[]", "[{}]", '{"model": 1}'])
 def test_a_file_without_measurements_is_one_clear_line(capsys, tmp_path, text):
     if text:
         (tmp_path / "x.json").write_text(text)
