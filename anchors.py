@@ -7,7 +7,7 @@ differs is its importance ratio (dagrpo.Recipe.anchor_ratio), because nobody sam
 
 Where the paper is silent: a group keeps its size. With G = 8 a prompt with a usable anchor gets 7 rollouts and the
 anchor, a prompt without one gets 8 rollouts (LUFFY's recipe). Or, with anchors in hard groups only, 8 are sampled and
-the anchor takes the last one's place where none is right.
+the anchor takes the last one's place where none is right. Without rollouts (SFT) the anchor is the whole group.
 
     python anchors.py    which of a few demonstrations are usable, and why the others are not
 """
@@ -33,7 +33,7 @@ class Anchor:
     tokens: list[int]
 
 
-def prepare(
+def prepare_anchors(
     policy: Policy, problems: list[Problem], max_new_tokens: int, keep_wrong: bool = False
 ) -> tuple[list[Anchor | None], Counter[str]]:
     """Each problem's anchor, or None, and how many were "usable", "missing", "wrong" and "too long".
@@ -60,6 +60,19 @@ def prepare(
     return anchors, counts
 
 
+def rollout_counts(anchors: list[Anchor | None], group_size: int, when: str) -> list[int]:
+    """How many rollouts each of B prompts needs: one fewer where its anchor is sure to take a place.
+
+    With `when="hard"` all are sampled first; then the anchor takes the last one's place where none is right.
+    """
+    return [group_size - 1 if anchor and when == "always" else group_size for anchor in anchors]
+
+
+def only_hard(anchors: list[Anchor | None], rewards: torch.Tensor) -> list[Anchor | None]:
+    """The anchors of hard groups alone: those in which no rollout is right, by rewards (B, G)."""
+    return [None if right else anchor for anchor, right in zip(anchors, rewards.any(dim=1).tolist(), strict=True)]
+
+
 def mix(policy: Policy, rollouts: Rollouts, anchors: list[Anchor | None], group_size: int) -> Rollouts:
     """Eq. 11: the rollouts with anchors[b] as the last row of group b, every group of `group_size` rows.
 
@@ -74,7 +87,7 @@ def mix(policy: Policy, rollouts: Rollouts, anchors: list[Anchor | None], group_
     last = torch.tensor(sizes).cumsum(0) - 1  # (B,) index of each group's last rollout
     replaced = {int(last[b]) for b, anchor in enumerate(anchors) if anchor and sizes[b] == group_size}
     kept = [row for row in range(len(rollouts.texts)) if row not in replaced]
-    sampled = rollouts.select(torch.tensor(kept, device=rollouts.group.device))
+    sampled = rollouts.select(torch.tensor(kept, dtype=torch.long, device=rollouts.group.device))
     return concat(sampled, _as_rows(policy, rollouts, anchors), policy.pad_id)
 
 
@@ -102,13 +115,13 @@ def _as_rows(policy: Policy, rollouts: Rollouts, anchors: list[Anchor | None]) -
 
 
 if __name__ == "__main__":
-    import policy as policies
+    from harness.warm_start import build_tokenizer
 
-    tiny = Policy(None, policies.build_tokenizer())
+    tiny = Policy(None, build_tokenizer())
     good = Problem("12+5-3=", "14", "12+5=17;17-3=14;#14", "2")
     examples = [good, replace(good, demo="12+5=18;18-3=15;#15"), replace(good, demo="")]
     for limit in (40, 16):
-        usable, fates = prepare(tiny, examples, max_new_tokens=limit)
+        usable, fates = prepare_anchors(tiny, examples, max_new_tokens=limit)
         print(f"at most {limit} tokens: {dict(fates)}")
         for problem, anchor in zip(examples, usable, strict=True):
             print(f"  {problem.demo or '(none)':22s} ->", f"{len(anchor.tokens)} tokens" if anchor else "no anchor")

@@ -12,10 +12,12 @@ to METHODS. Where the papers are silent, or we depart from them:
      samples, and an anchor is not one.
   4. LUFFY's entropy bonus goes through the recipe's divisor like every other token term.
   5. GTPO's entropies are the sampling policy's, and they carry no gradient: they shape the advantage.
+  6. SFT on the demonstrations is a recipe too: a group is its demonstration alone, with A = 1.
 
 Letters: B prompts, G responses per prompt, N = B*G rows, T completion tokens. Row n belongs to group n // G.
 
     python dagrpo.py    one group of eight under every recipe: advantages, what is kept and why, the push on each token
+                        (the page is analysis/eight.py)
 """
 
 from __future__ import annotations
@@ -35,14 +37,15 @@ class Recipe:
     """A method as a list of independent choices. The defaults are Dr. GRPO's."""
 
     paper: str
-    baseline: Literal["mean", "leave_one_out"] = "mean"  # what a reward is compared with
+    rollouts: bool = True  # False: a group is its demonstration alone, and nothing is sampled (SFT)
+    baseline: Literal["mean", "leave_one_out", "constant"] = "mean"  # what a reward is compared with; constant: A = 1
     scale: Literal["none", "group"] = "none"  # what the difference is divided by
     ratio: Literal["token", "sequence", "detached", "one"] = "token"  # importance ratio of a rollout's tokens
     clip: tuple[float, float] = (1 - 0.2, 1 + 0.2)  # smallest and largest ratio that still gets a gradient
     divisor: Literal["constant", "sequence", "tokens"] = "constant"  # how token terms become one number
     rectify: bool = False  # DaGRPO's mechanism 1, Eq. 8-9
     anchors: bool = False  # DaGRPO's mechanism 2, Eq. 11: a demonstration takes one place of the group
-    anchor_ratio: Literal["one", "shaped"] = "one"  # Eq. 13 writes none; LUFFY: p / (p + 0.1)
+    anchor_ratio: Literal["one", "shaped", "log"] = "one"  # Eq. 13 writes none; LUFFY: p / (p + 0.1); SFT: log p
     entropy_bonus: float = 0.0  # added to the objective, with gradient
     entropy_penalty: float = 0.0  # taken off the advantage, without
     entropy_limit: float = INF  # rows whose mean entropy is above it are left out
@@ -66,6 +69,7 @@ METHODS = {
         entropy_limit=math.log(2),
     ),
     "luffy": Recipe("arXiv 2504.14945", clip=(0.0, INF), anchors=True, anchor_ratio="shaped", entropy_bonus=0.001),
+    "sft": Recipe("", rollouts=False, baseline="constant", divisor="tokens", anchors=True, anchor_ratio="log"),
     "dagrpo_on": Recipe("arXiv 2512.06337, without anchors", rectify=True),
     "dagrpo": Recipe("arXiv 2512.06337", rectify=True, anchors=True),
 }
@@ -102,15 +106,18 @@ def group_advantages(rewards: Tensor, scale: str = "none", baseline: str = "mean
     """Eq. 1 and 12: advantages (B, G) of rewards (B, G); the group holds its anchors, if it has any.
 
     `scale="group"` divides by the unbiased std plus 1e-4. `baseline="leave_one_out"` compares with the mean of the
-    others (RLOO). Groups of equal rewards get exact zeros. Raises ValueError for G < 2 or an unknown choice.
+    others (RLOO). Groups of equal rewards get exact zeros. `baseline="constant"` reads no reward: A = 1 (SFT). Raises
+    ValueError for an unknown choice, and for G < 2 where rewards are compared.
 
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
     tensor([[ 0.7500, -0.2500, -0.2500, -0.2500]])
     """
+    if scale not in ("none", "group") or baseline not in ("mean", "leave_one_out", "constant"):
+        raise ValueError(f"unknown scale {scale!r} or baseline {baseline!r}")
+    if baseline == "constant":
+        return torch.ones_like(rewards)
     if rewards.dim() != 2 or rewards.shape[1] < 2:
         raise ValueError(f"rewards must be (B, G) with G >= 2, not {tuple(rewards.shape)}")
-    if scale not in ("none", "group") or baseline not in ("mean", "leave_one_out"):
-        raise ValueError(f"unknown scale {scale!r} or baseline {baseline!r}")
     groups = rewards.shape[1]
     advantages = rewards - rewards.mean(dim=1, keepdim=True)  # (B, G)
     if baseline == "leave_one_out":
@@ -148,9 +155,9 @@ def rectification_mask(advantages: Tensor, scores: Tensor, delta: float = 3.0) -
 def conflict_weights(advantages: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """GTPO's token weights (N, T) from advantages (B, G), tokens (N, T) and their mask (N, T).
 
-    A token is in conflict if the same token stands at the same position of a positive and of a negative response of
-    its group, and so do all tokens before it (positions counted from the start) or all after it (counted from the
-    end). It weighs 2 in positives and 0 in negatives; every other token weighs 1.
+    A token is in conflict if a positive and a negative response of its group share it at its position, and share all
+    tokens before it (positions counted from the start) or all after it (counted from the end). It weighs 2 in
+    positives and 0 in negatives; every other token weighs 1.
     """
     shape = (*advantages.shape, tokens.shape[1])
     tokens, mask = tokens.view(shape), mask.view(shape)  # (B, G, T)
@@ -223,7 +230,7 @@ def surrogate(logp: Tensor, update: Update, recipe: Recipe) -> tuple[Tensor, Ten
     `logp` (N, T) are the log-probs being trained. At ratio 1 the gradient of each term is A * grad log pi (Eq. 4).
     """
     advantage = update.advantages[:, None]  # (N, 1)
-    # pads and anchors have no sampling log-prob: a ratio of 1 keeps what stands there (NaN, say) out
+    # pads and anchors have no sampling log-prob: with a ratio of 1, their NaN never enters
     sampled = update.mask & ~update.is_anchor[:, None]  # (N, T)
     log_ratio = torch.where(sampled, logp - update.logp_old, 0.0)  # (N, T)
     unit = (logp - logp.detach()).exp()  # its value is 1, its gradient that of log pi
@@ -243,7 +250,7 @@ def surrogate(logp: Tensor, update: Update, recipe: Recipe) -> tuple[Tensor, Ten
     if recipe.anchors:
         probability = logp.exp()
         shaped = probability / (probability + 0.1)  # LUFFY: unlikely tokens are pushed hardest
-        anchor_ratio = shaped if recipe.anchor_ratio == "shaped" else unit  # Eq. 13 writes no ratio: 1
+        anchor_ratio = {"one": unit, "shaped": shaped, "log": logp}[recipe.anchor_ratio]  # Eq. 13 writes no ratio: 1
         objective = torch.where(update.is_anchor[:, None], anchor_ratio * advantage, objective)
     return objective.expand_as(logp), clipped.expand_as(logp) & sampled & update.keep[:, None]
 
@@ -280,120 +287,7 @@ def signal_rows(update: Update, recipe: Recipe, kl_beta: float = 0.0) -> Tensor:
     return signal | ~update.is_anchor if kl_beta else signal
 
 
-def reasons(advantages: Tensor, scores: Tensor, delta: float = 3.0) -> list[list[str]]:
-    """In words, what rectification_mask decides about each response: B lists of G short texts."""
-    keep = rectification_mask(advantages, scores, delta)
-    return [
-        [_reason(a, s, i, keep, delta) for i in range(len(a))]
-        for a, s, keep in zip(advantages, scores, keep, strict=True)
-    ]
-
-
-def _reason(advantages: Tensor, scores: Tensor, i: int, keep: Tensor, delta: float) -> str:
-    """Response i of one group, given its A, S and mask, each (G,)."""
-    mine = advantages[i].sign()
-    if mine == 0:
-        return "no signal: A = 0"
-    if scores[advantages != 0].isnan().any():
-        return "masked: a score of its group is missing"
-    others = scores[advantages.sign() == -mine]
-    if not len(others):
-        return "kept: nothing on the other side"
-    gap = scores[i] - others.max() if mine > 0 else others.min() - scores[i]
-    against = (
-        f"S {scores[i]:g} against the best negative's {others.max():g}"
-        if mine > 0
-        else (f"S {scores[i]:g} against the worst positive's {others.min():g}")
-    )
-    return f"{'kept' if keep[i] else 'masked'}: {against}, gap {gap:g} {'>=' if keep[i] else '<'} {delta:g}"
-
-
-# ---------------------------------------------------------------------------------------- a page to teach from
-
-# One prompt, 37+48-26=, whose answer is 59. R: is it right. S as scoring.py gives it: 1 + 9 * (0.4 right + 0.3 valid
-# steps + 0.3 complete steps). The last row is the demonstration: where the recipe has anchors, nobody sampled it.
-EXAMPLE = (
-    (1.0, 10.0, "37+48=85;85-26=59;#59"),
-    (1.0, 4.5, "#59"),
-    (1.0, 7.5, "37+48=75;85-26=59;#59"),
-    (0.0, 3.5, "37+48=85;85-26=69;#69"),
-    (0.0, 2.5, "37+48=75;75-26=49;#49"),
-    (0.0, 1.0, "#69"),
-    (0.0, 1.0, "#58"),
-    (1.0, 10.0, "37+48=85;85-26=59;#59"),
-)
-
-
-def example_pushes(recipe: Recipe, delta: float = 3.0, max_new_tokens: int = 24) -> tuple[Tensor, Tensor, Tensor]:
-    """EXAMPLE under a recipe: A (G,), keep (G,) and the push on each token, -dloss/dlogp, (G, T).
-
-    It is the second of two updates on one batch: on every third token the ratio is 0.75, on every third 1.35, so that
-    one can see what a clip does.
-    """
-    rewards = torch.tensor([[r for r, _, _ in EXAMPLE]])  # (1, G)
-    scores = torch.tensor([[s for _, s, _ in EXAMPLE]])  # (1, G)
-    lengths = torch.tensor([len(text) + 1 for _, _, text in EXAMPLE])  # (N,) with the end token
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (N, T)
-    tokens = torch.tensor([[ord(c) for c in text.ljust(mask.shape[1], "$")] for _, _, text in EXAMPLE])  # (N, T)
-    drift = torch.tensor([1.0, 0.75, 1.35]).log()[torch.arange(mask.shape[1]) % 3]  # (T,)
-    logp = torch.full(mask.shape, -0.3, requires_grad=True)  # (N, T)
-    advantages = group_advantages(rewards, recipe.scale, recipe.baseline)
-    keep = torch.ones_like(rewards, dtype=torch.bool)
-    if recipe.rectify:
-        keep = rectification_mask(advantages, scores, delta)
-    update = build_update(
-        recipe,
-        advantages,
-        keep,
-        tokens,
-        mask,
-        logp_old=logp.detach() - drift,
-        entropy_old=torch.full(mask.shape, 0.5),
-        is_anchor=torch.arange(len(EXAMPLE)) == (len(EXAMPLE) - 1 if recipe.anchors else -1),
-        max_new_tokens=max_new_tokens,
-    )
-    policy_loss(logp, update, recipe, entropy=torch.zeros(mask.shape)).backward()
-    return update.advantages, update.keep, -logp.grad
-
-
-def main() -> None:
-    """Prints the page: EXAMPLE under every recipe."""
-    texts = [text for _, _, text in EXAMPLE]
-    pushes = {name: example_pushes(recipe) for name, recipe in METHODS.items()}
-    print("One group of eight. Question 37+48-26=, answer 59. R: the verifier's reward. S: the fine-grained score.\n")
-    for i, (reward, score, text) in enumerate(EXAMPLE):
-        print(f"  {i}  R {reward:.0f}  S {score:4.1f}  {text:23s}{'(the demonstration)' if i == 7 else ''}")
-
-    print("\n1. Advantage A of each response (Eq. 1, 12). [ ]: masked, the response is not learned from\n")
-    print("     " + "".join(f"{name:>10s}" for name in METHODS))
-    for i in range(len(EXAMPLE)):
-        cells = (f"{a[i]:+.3f}" if keep[i] else f"[{a[i]:+.3f}]" for a, keep, _ in pushes.values())
-        print(f"  {i}  " + "".join(f"{cell:>10s}" for cell in cells))
-
-    print("\n2. Why DaGRPO keeps or masks (Eq. 8-9, delta = 3)\n")
-    advantages, _, _ = pushes["dagrpo"]
-    for i, why in enumerate(reasons(advantages[None], torch.tensor([[s for _, s, _ in EXAMPLE]]))[0]):
-        print(f"  {i}  {why}")
-
-    print("\n3. Push on each response: the sum of its tokens' -dloss/dlogp, in thousandths (Eq. 10, 13)\n")
-    print("     " + "".join(f"{name:>10s}" for name in METHODS))
-    for i in range(len(EXAMPLE)):
-        print(f"  {i}  " + "".join(f"{1000 * push[i].sum():+10.1f}" for _, _, push in pushes.values()))
-
-    print(
-        "\n4. Push on each token of responses 0 and 3, which share most of their text, in thousandths. The net push on"
-    )
-    print(
-        "   the shared ones is what Eq. 6 is about: with opposite signs it cancels. Ratios are 1, 0.75, 1.35 in turn."
-    )
-    for name, (_, _, push) in pushes.items():
-        print(f"\n  {name}: {METHODS[name].paper}")
-        print("       " + "".join(f"{c:>6s}" for c in texts[0] + "$"))
-        for i in (0, 3):
-            print(f"    {i}  " + "".join(f"{1000 * p:+6.1f}" if p else "     ." for p in push[i].tolist()))
-        shared = next(t for t in range(len(texts[0])) if texts[0][t] != texts[3][t])
-        print("  net  " + "".join(f"{1000 * p + 0.0:+6.1f}" for p in (push[0] + push[3])[:shared].tolist()))
-
-
 if __name__ == "__main__":
-    main()
+    import runpy  # the page has a room of its own: this file needs torch alone, and can be copied as it is
+
+    runpy.run_module("analysis.eight", run_name="__main__")

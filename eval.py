@@ -15,38 +15,47 @@ The paper's nine, from the hub or as NAME.parquet or .jsonl of `problem, answer`
 does (Section 6): temperature 0.6, top-p 1, at most 8,192 tokens; avg@32 on the first three, one response on the others:
     aime24 aime25 amc math500 minerva olympiadbench        mathematics, as in training
     arc_c gpqa_diamond mmlu_pro                            multiple choice, out of distribution
-Each response goes into a file beside --out; a stopped evaluation goes on where it was (responses.py). Any other file
-NAME in --benchmark-dir is asked like these, once.
+Each response goes into a file next to --out; a stopped evaluation goes on where it was (harness/responses.py). Any
+other file NAME in --benchmark-dir is asked like these, once.
+
+Intervals are 95 %, and problems are their unit, as another benchmark would have other problems.
 
     python eval.py --model runs/dagrpo
-    python eval.py --model warm_start --benchmarks test --limit 50 --k 0
+    python eval.py --benchmarks test --limit 50 --k 0       the warm start, greedily: ten seconds
     python eval.py --model Qwen/Qwen2.5-0.5B-Instruct --benchmarks math500,gpqa_diamond --limit 8 --out runs/qwen.json
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import math
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-import benchmarks
-import data
-import policy as policies
-import responses
+import fast
 import rollout
 import scoring
-import worker
-from accuracy import Answers, pass_at, summarise
-from cli import Parser, fail, one_line, progress
+from harness import evaluation, responses
+from harness.console import progress
+from maths import benchmarks, worker
 from policy import Policy
 from tasks import Problem
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one way of answering, greedy or sampled, came to on the problems of a level or of a benchmark."""
+
+    accuracy: float  # of sampled responses: avg@k, the estimate of pass@1
+    low: float  # 95 % interval of the accuracy
+    high: float
+    length: float  # mean tokens of a response, end token included
+    ended: float  # share that came to its end token within max_new_tokens
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,7 @@ def evaluate(
     batch: int,
     seed: int,
     name: str = "",
+    path: ModuleType = fast,
 ) -> list[LevelResult]:
     """Asks every problem once greedily and, unless k is 0, k times at the temperature. One result per level.
 
@@ -94,7 +104,7 @@ def evaluate(
         bar = f"{name} greedy" if greedy else f"{name} avg@{k}"
         for i in progress(range(0, len(problems), at_once), desc=bar, unit="batch"):
             some = problems[i : i + at_once]
-            rollouts = rollout.sample_groups(policy, some, [count] * len(some), max_new_tokens, temperature, greedy)
+            rollouts = path.sample_groups(policy, some, [count] * len(some), max_new_tokens, temperature, greedy)
             tokens, ended = (x.view(len(some), count).cpu() for x in (rollouts.lengths, rollouts.ended))
             parts.append(torch.stack([x.double() for x in (scoring.rewards(rollouts), tokens, ended)]))
         return torch.cat(parts, dim=1)
@@ -111,13 +121,18 @@ def evaluate(
 
 
 def evaluate_sampled(
-    policy: Policy, problems: list[Problem], settings: dict[str, Any], path: Path | None, overwrite: bool
+    policy: Policy,
+    problems: list[Problem],
+    settings: dict[str, Any],
+    kept: Path | None,
+    overwrite: bool,
+    path: ModuleType = fast,
 ) -> BenchmarkResult:
-    """Asks every problem of a benchmark k times; what `path` holds already is not asked again."""
+    """Asks every problem of a benchmark k times; responses that the file `kept` holds are not sampled again."""
     try:
-        found = responses.collect(policy, problems, settings, path, overwrite)
+        found = responses.collect(policy, problems, settings, kept, overwrite, path)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on after the last whole batch" if path else "stopped", file=sys.stderr)
+        print("stopped; the same command goes on after the last whole batch" if kept else "stopped", file=sys.stderr)
         sys.exit(130)
     n, k = found.right.shape
     powers = [2**i for i in range(k.bit_length()) if 2**i < k]
@@ -125,111 +140,55 @@ def evaluate_sampled(
     return BenchmarkResult(n, k, summarise(found.right, found.tokens, found.ended), pass_at_j, found.too_long)
 
 
-# ---------------------------------------------------------------------------------------- the command line
+# ----------------------------------------------------------------------------------- from right and wrong to numbers
 
 
-def build_parser() -> Parser:
-    parser = Parser(prog="eval.py", description=__doc__, usage="python eval.py --model M [flags]")
-    names = ", ".join([*benchmarks.BUILT_IN, *benchmarks.PAPER])
-    parser.add_argument("--model", required=True, metavar="M", help="run folder, model folder, hub id, or warm_start")
-    parser.add_argument("--benchmarks", default="test,ood", metavar="A,B", help=f"of {names}")
-    parser.add_argument("--benchmark-dir", metavar="DIR", help="where their files are, instead of on the hub")
-    parser.add_argument("--per-level", type=int, metavar="N", help="built-in: problems a level [100; 50 of validation]")
-    parser.add_argument("--limit", type=int, metavar="N", help="at most N problems of a benchmark, evenly from all")
-    parser.add_argument("--k", type=int, metavar="N", help="sampled responses per problem [4, the paper's 32 or 1]")
-    parser.add_argument("--temperature", type=float, metavar="T", help="of sampling [1, the paper's 0.6]")
-    parser.add_argument("--max-new-tokens", type=int, metavar="T", help="longest response [64, the paper's 8192]")
-    parser.add_argument("--batch", type=int, metavar="N", help="responses generated at a time [256, and 32]")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of sampling; the problems stay the same")
-    told = f"stands under each question, but not of the built-in task; '': nothing [{data.INSTRUCTION}"
-    told += f" Of multiple choice also: {benchmarks.CHOICE_INSTRUCTION.removeprefix(data.INSTRUCTION).strip()}]"
-    parser.add_argument("--instruction", metavar="TEXT", help=told)
-    where = "where results go [RUN/eval.json of a run folder RUN; RUN/benchmarks.json with benchmarks not built in]"
-    parser.add_argument("--out", metavar="FILE.json", help=where)
-    parser.add_argument("--overwrite", action="store_true", help="sample again what stands in the files of responses")
-    return parser
+def wilson(right: float, n: float) -> tuple[float, float]:
+    """The 95 % Wilson interval of a share: `right` of `n`. Unlike mean +- 1.96 sd it has a width at 0 and at n too.
 
-
-def protocol(args: argparse.Namespace, name: str) -> dict[str, Any]:
-    """How a benchmark is asked: as the flags say, else as is usual for the built-in ones, else as in the paper.
-
-    >>> protocol(build_parser().parse_args(["--model", "M", "--temperature", "0.9"]), "aime24")
-    {'k': 32, 'temperature': 0.9, 'max_new_tokens': 8192, 'batch': 32}
+    >>> [round(x, 3) for x in (*wilson(0, 10), *wilson(8, 10))]
+    [0.0, 0.278, 0.49, 0.943]
     """
-    built_in = name in benchmarks.BUILT_IN
-    usual = {
-        "k": 4 if built_in else benchmarks.get(name).k,
-        "temperature": 1.0 if built_in else benchmarks.TEMPERATURE,
-        "max_new_tokens": 64 if built_in else benchmarks.MAX_NEW_TOKENS,
-        "batch": 256 if built_in else 32,
-    }
-    return {flag: value if getattr(args, flag) is None else getattr(args, flag) for flag, value in usual.items()}
+    z = 1.959964
+    centre = (right + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(right * (n - right) / n + z * z / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def check(args: argparse.Namespace) -> dict[str, tuple[list[Problem], int]]:
-    """One clear line for what cannot work, before a model is loaded. Returns what load_problems says of each."""
-    for flag in ("per_level", "limit", "max_new_tokens", "batch"):
-        if getattr(args, flag) is not None and getattr(args, flag) < 1:
-            fail(f"--{flag.replace('_', '-')} must be at least 1, not {getattr(args, flag)}")
-    if args.k is not None and args.k < 0:
-        fail(f"--k must be at least 0, not {args.k} (0: no sampling, greedy alone)")
-    if args.temperature is not None and not 0 < args.temperature < float("inf"):
-        fail(f"--temperature must be above 0, not {args.temperature} (greedy accuracy is told of the built-in task)")
-    if args.benchmark_dir and not Path(args.benchmark_dir).is_dir():
-        fail(f"--benchmark-dir {args.benchmark_dir}: there is no such folder")
-    asked = dict.fromkeys(args.benchmarks.split(","))
-    known = [*benchmarks.BUILT_IN, *benchmarks.PAPER]
-    for name in asked:
-        if name not in known and (not args.benchmark_dir or not name or Path(name).name != name):
-            fail(f"--benchmarks: there is no {name!r}; choose from {', '.join(known)}")
-        if args.k == 0 and name not in benchmarks.BUILT_IN:
-            fail(f"--k 0: {name} is not asked greedily, as the paper does not; at least 1")
-    return {name: load_problems(args, name) for name in asked}
+def interval(right: torch.Tensor) -> tuple[float, float]:
+    """The 95 % interval of the accuracy, from right (n, k): Wilson's, for as many responses as these are worth.
+
+    Problems are the unit, not responses: k responses to one problem are more or less right or wrong together, so they
+    tell less of the next problem than k problems would. The spread of the problems' own means shows how much less: that
+    of k independent responses would be p (1 - p) / k. So they are worth between n and n * k.
+    """
+    n, k = right.shape
+    p, spread = right.mean().item(), right.mean(dim=1).var(correction=0).item()
+    worth = n * min(max(p * (1 - p) / spread, 1.0), k) if spread > 0 else n  # no spread to judge by: the safe side
+    return wilson(p * worth, worth)
 
 
-def load_problems(args: argparse.Namespace, name: str) -> tuple[list[Problem], int]:
-    """The problems of a benchmark as the model is asked, and how many rows of it cannot be used; a line says why."""
-    if name in benchmarks.BUILT_IN:
-        try:
-            return benchmarks.built_in(name, args.per_level, args.limit), 0
-        except ValueError as error:
-            fail(f"--per-level {args.per_level}: {error}; ask for fewer")
-    directory = Path(args.benchmark_dir) if args.benchmark_dir else None
-    problems, report = benchmarks.load(name, directory, args.limit)
-    if report.skipped:
-        print(f"{name}: {report}", file=sys.stderr)
-    instruction = benchmarks.get(name).instruction if args.instruction is None else args.instruction
-    return data.instruct(problems, instruction), report.skipped.total()
+def pass_at(right: torch.Tensor, j: int) -> float:
+    """The chance that one of j responses is right, from right (n, k), k >= j: the mean of 1 - C(k-c, j) / C(k, j).
+
+    c is how many of a problem's k responses are right. The fraction is the share of all choices of j of the k that
+    holds no right one, so no j is wasted; the naive 1 - (1 - c/k)^j is too low (Chen et al. 2021, arXiv 2107.03374).
+
+    >>> pass_at(torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]]), 2)
+    0.25
+    """
+    k = right.shape[1]
+    wrong = (k - right.sum(dim=1)).long().tolist()  # n
+    return sum(1 - math.comb(w, j) / math.comb(k, j) for w in wrong) / len(wrong)
 
 
-def find_model(name: str) -> str | None:
-    """What policy.load takes. A name that can only be a missing folder ends here, not in a traceback of the hub's."""
-    if name == "warm_start":
-        return None
-    with one_line(f"--model {name} cannot be read", OSError):
-        where = policies.resolve(name)
-    if not Path(where).exists() and Path(where).parent.is_dir():
-        fail(f"--model {name}: there is no such folder (and a hub id has the form owner/name)")
-    return where
+def summarise(right: torch.Tensor, length: torch.Tensor, ended: torch.Tensor) -> Answers:
+    """From (n, k) each."""
+    accuracy, tokens, share = (values.mean().item() for values in (right, length, ended))
+    return Answers(accuracy, *interval(right), tokens, share)
 
 
-def place_output(args: argparse.Namespace) -> Path | None:
-    """Where the results go, tried out before the work rather than after it. None: they are only printed."""
-    run = Path(args.model)
-    is_run = (run / "config.json").exists() and (run / "checkpoint").is_dir()
-    only_built_in = benchmarks.BUILT_IN.keys() >= set(args.benchmarks.split(","))
-    usual = run / ("eval.json" if only_built_in else "benchmarks.json")
-    out = Path(args.out) if args.out else usual if is_run else None
-    if out:
-        try:
-            if out.is_dir():
-                fail(f"--out {out} is a folder: name a file in it")
-            out.parent.mkdir(parents=True, exist_ok=True)
-            Path(f"{out}.partial").touch()
-            Path(f"{out}.partial").unlink()
-        except OSError as error:
-            fail(f"--out {out}: cannot be written ({error.strerror}); choose another file")
-    return out
+# ---------------------------------------------------------------------------------------- what is printed
 
 
 def table(results: dict[str, list[LevelResult]], k: int) -> str:
@@ -265,67 +224,40 @@ def table_sampled(results: dict[str, BenchmarkResult]) -> str:
     return "\n".join(lines)
 
 
-def show(args: argparse.Namespace, results: dict[str, list[LevelResult] | BenchmarkResult]) -> None:
+def show(settings: evaluation.Settings, results: dict[str, list[LevelResult] | BenchmarkResult]) -> None:
     """Prints the tables of what was run: of the built-in benchmarks, of the others, and the paper's Table 1."""
     levels = {name: result for name, result in results.items() if isinstance(result, list)}
     sampled = {name: result for name, result in results.items() if isinstance(result, BenchmarkResult)}
     if levels:
-        print(table(levels, protocol(args, next(iter(levels)))["k"]))
+        print(table(levels, settings.protocol(next(iter(levels)))["k"]))
     if sampled:
         print(table_sampled(sampled))
         accuracy = {name: result.sampled.accuracy for name, result in sampled.items() if name in benchmarks.PAPER}
         if accuracy:
-            print("\n" + benchmarks.table(args.model, accuracy))
-
-
-def load_policy(name: str) -> Policy:
-    """The model of --model, or one line that says why not."""
-    where = find_model(name)
-    try:
-        return policies.load(where)
-    except (OSError, ValueError, SafetensorError) as error:  # of the hub, of damaged files, of unknown models
-        where = "" if Path(name).exists() else " (no such folder here, so looked up on the hub)"
-        fail(f"--model {name} cannot be loaded{where}: {str(error).strip().splitlines()[0]}")
-
-
-def write(args: argparse.Namespace, policy: Policy, out: Path, results: dict[str, Any], parts: dict[str, Any]) -> None:
-    """The results as JSON, renamed when whole: a killed evaluation leaves what was there before."""
-    first = next((name for name in results if name in benchmarks.BUILT_IN), next(iter(results)))
-    record = {"settings": vars(args) | protocol(args, first), "benchmarks": parts}
-    record |= {"seconds": sum(part["seconds"] for part in parts.values())}
-    record |= {"model": policy.model.name_or_path, "device": str(policy.device), "torch": torch.__version__}
-    partial = Path(f"{out}.partial")
-    try:
-        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        partial.replace(out)
-    except OSError as error:
-        fail(f"--out {out}: cannot be written ({error.strerror}); make room, or choose another file")
-    print(f"written: {out}")
+            print("\n" + benchmarks.table(settings.model, accuracy))
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
-    find_model(args.model)
-    problems, out = check(args), place_output(args)
-    policy = load_policy(args.model)
+    settings, problems, out = evaluation.parse(sys.argv[1:] if argv is None else argv, __doc__)
+    policy, path = evaluation.open_policy(settings.model), rollout if settings.plain else fast
     results, parts = {}, {}
     for name, (asked, skipped) in problems.items():
-        begin, how = time.perf_counter(), protocol(args, name)
+        begin, how = time.perf_counter(), settings.protocol(name)
         if name in benchmarks.BUILT_IN:
-            results[name] = evaluate(policy, asked, *how.values(), args.seed, name)
+            results[name] = evaluate(policy, asked, **how, seed=settings.seed, name=name, path=path)
             part = {"levels": list(map(asdict, results[name]))}
         else:
-            about = {"seed": args.seed, "problems": responses.hash_problems(asked)}
-            settings = {"benchmark": name, **how, **about, "weights": responses.hash_weights(policy)}
-            path = out and out.with_name(f"{out.stem}.{name}.jsonl")
-            results[name] = evaluate_sampled(policy, asked, settings, path, args.overwrite)
-            part = {"settings": settings, "skipped": skipped, **asdict(results[name])}
+            about = {"seed": settings.seed, "problems": responses.hash_problems(asked)}
+            given = {"benchmark": name, **how, **about, "weights": responses.hash_weights(policy)}
+            kept = out and out.with_name(f"{out.stem}.{name}.jsonl")
+            results[name] = evaluate_sampled(policy, asked, given, kept, settings.overwrite, path)
+            part = {"settings": given, "skipped": skipped, **asdict(results[name])}
         if slow := worker.take_timeouts():  # of those that were checked now
             print(f"{name}: {slow} answers took the verifier over {worker.LIMIT:g} s: wrong", file=sys.stderr)
         parts[name] = {"seconds": round(time.perf_counter() - begin, 2), **part}
-    show(args, results)
+    show(settings, results)
     if out:
-        write(args, policy, out, results, parts)
+        evaluation.write(settings, policy, out, parts)
 
 
 if __name__ == "__main__":

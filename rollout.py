@@ -1,37 +1,34 @@
-"""From prompts to groups of sampled responses: HF generate, masks, log-probs, entropy; and the learner's forward pass.
+"""From prompts to groups of sampled responses, and their log-probs: the plain path, to be read and stepped through.
 
 The paper samples G = 8 responses per prompt at temperature 1.0 and top-p 1.0 (Section 6). The one thing this file must
-get right: responses are drawn from exactly the distribution that is trained. `generate` will not do that by itself (a
-top-k of 50 by default, and whatever the model folder's generation_config.json asks for), so `sample_groups` puts all
-of that out of force. The log-probs it returns are recorded while sampling, from the very logits that were sampled.
+get right: responses are drawn from exactly the distribution that is trained. `generate` does not do that by itself (it
+has a top-k of 50 by default, and follows the model folder's generation_config.json), so `sample_groups` switches all of
+that off. The log-probs it returns are of the very logits that were sampled.
 
-Shapes: B prompts, N rows (responses), P prompt tokens (padded on the left), T completion tokens (padded on the right),
-V vocabulary.
+fast/ has `sample_groups`, `token_logprobs` and `micro_batches` with the same results, sooner; train.py uses those
+unless it is given --plain. `python -m fast` shows both side by side.
+
+Letters: B prompts, N rows (responses), P prompt tokens (padded on the left), T completion tokens (padded on the right),
+V vocabulary; n rows of a micro-batch, t its longest completion.
 
     python rollout.py    samples one group of four from the warm start and shows the padded batch
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.checkpoint import checkpoint
-from transformers import Cache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig
 
-import graphs
-import kvcache
-from packed import packed
-from policy import Policy, transformer
-from sampler import ManyEnded, Sampler, tempered
+from policy import Policy
 from tasks import Problem
 
 PER_ROW = ("tokens", "mask", "logp", "entropy", "group", "is_anchor", "ended")  # tensors with one entry a row
-LOGITS_AT_ONCE = 2**26  # 256 MB of fp32
-A_PASS = 5e12  # weights times tokens, at 6 operations each: 0.11 s of a GPU at the rate of analysis/sizes.py
 
 
 @dataclass(frozen=True)
@@ -71,27 +68,129 @@ class Rollouts:
         return replace(self, **parts, texts=[self.texts[i] for i in rows.tolist()])
 
 
-def concat(first: Rollouts, second: Rollouts, pad_id: int) -> Rollouts:
-    """The rows of both, which share their prompts, group by group; within a group `second`'s rows come last."""
-    width = max(first.tokens.shape[1], second.tokens.shape[1])
-    fill = {"tokens": pad_id, "mask": False, "logp": 0.0, "entropy": 0.0}
+@dataclass(frozen=True)
+class Groups:
+    """What a step knows of its groups before it learns from them. All but `rollouts` and the counts are (B, G)."""
 
-    def widen(part: Rollouts, name: str) -> Tensor:
-        x = getattr(part, name)
-        return pad(x, (0, width - x.shape[1]), value=fill[name]) if name in fill else x
+    rollouts: Rollouts  # N = B * G rows, G_mix of Eq. 11
+    rewards: Tensor  # R in {0, 1}: is the answer right
+    scores: Tensor  # S in [1, 10], Eq. 7; NaN: not scored
+    advantages: Tensor  # A, Eq. 1/12
+    distinct: Tensor  # bool, what Eq. 8-9 would keep, whether the recipe masks or not
+    keep: Tensor  # bool, what the recipe keeps
+    responses: int  # generated, counting those that an anchor or another sample has replaced
+    tokens: int  # generated, likewise
 
-    rows = {name: torch.cat([widen(first, name), widen(second, name)]) for name in PER_ROW}
-    both = replace(first, **rows, texts=first.texts + second.texts)
-    return both.select(both.group.argsort(stable=True))
+
+# ---------------------------------------------------------------------------------------- sampling
+
+
+@torch.no_grad()
+def sample_groups(
+    policy: Policy,
+    problems: list[Problem],
+    counts: list[int],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    greedy: bool = False,
+) -> Rollouts:
+    """`counts[b]` responses to problem b (0 is allowed), drawn by `generate` from the whole distribution.
+
+    Advances torch's global random state, which is therefore part of a checkpoint. The model must be in eval mode:
+    dropout would make the sampled distribution another one. Raises FloatingPointError if the logits are not finite.
+    """
+    prompt_ids, prompt_mask = pad_prompts(policy, problems)  # (B, P)
+    group = group_index(counts, policy.device)  # (N,)
+    if not any(counts):
+        nothing = torch.zeros(0, 0, device=policy.device)
+        return as_rollouts(policy, problems, prompt_ids, prompt_mask, group, nothing.long(), nothing, nothing)
+    how = {"do_sample": False} if greedy else {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    how |= {"max_new_tokens": max_new_tokens, "eos_token_id": policy.eos_id, "pad_token_id": policy.pad_id}
+    config = GenerationConfig(**how, output_logits=True, return_dict_in_generate=True)
+    with whole_distribution(policy), policy.autocast():
+        ids, attention = prompt_ids[group], prompt_mask[group].long()  # (N, P)
+        out = policy.model.generate(input_ids=ids, attention_mask=attention, generation_config=config)
+    tokens = out.sequences[:, prompt_ids.shape[1] :]  # (N, T)
+    logp, entropy = logp_and_entropy(torch.stack(out.logits, dim=1), tokens, temperature)  # (N, T), of (N, T, V)
+    return as_rollouts(policy, problems, prompt_ids, prompt_mask, group, tokens, logp, entropy)
+
+
+@contextmanager
+def whole_distribution(policy: Policy) -> Iterator[None]:
+    """Within it, `generate` follows the GenerationConfig that it is given, and nothing else.
+
+    The trap: what that config leaves open, `generate` takes from the model's own one, which may hold a top-k, a
+    repetition penalty or a minimal length. So the model's own one is replaced while we sample.
+    """
+    own, policy.model.generation_config = policy.model.generation_config, GenerationConfig()
+    try:
+        yield
+    except RuntimeError as error:  # torch.multinomial's word for NaN
+        if "probability tensor" in str(error):
+            raise FloatingPointError("the policy's logits are not finite") from None
+        raise
+    finally:
+        policy.model.generation_config = own
+
+
+def as_rollouts(
+    policy: Policy,
+    problems: list[Problem],  # B
+    prompt_ids: Tensor,  # (B, P)
+    prompt_mask: Tensor,  # (B, P)
+    group: Tensor,  # (N,)
+    tokens: Tensor,  # (N, T) as sampled, anything after the end token
+    logp: Tensor,  # (N, T)
+    entropy: Tensor,  # (N, T)
+) -> Rollouts:
+    """What was sampled as Rollouts, with all that is behind an end token masked."""
+    if logp.isnan().any():  # one logit that is not finite makes its whole row so
+        raise FloatingPointError("the policy's logits are not finite")
+    mask, ended = completion_mask(tokens, policy.eos_id)  # (N, T), (N,)
+    rows = [row[kept].tolist() for row, kept in zip(tokens, mask, strict=True)]
+    return Rollouts(
+        problems=problems,
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        tokens=tokens.masked_fill(~mask, policy.pad_id),
+        mask=mask,
+        logp=logp.masked_fill(~mask, 0.0),
+        entropy=entropy.masked_fill(~mask, 0.0),
+        group=group,
+        is_anchor=torch.zeros_like(ended),
+        ended=ended,
+        texts=policy.tokenizer.batch_decode(rows, skip_special_tokens=True),
+    )
+
+
+def group_index(counts: list[int], device: torch.device) -> Tensor:
+    """Which prompt each row belongs to: (N,), in order.
+
+    >>> group_index([2, 0, 1], torch.device("cpu"))
+    tensor([0, 0, 2])
+    """
+    return torch.tensor([b for b, count in enumerate(counts) for _ in range(count)], dtype=torch.long, device=device)
 
 
 def pad_prompts(policy: Policy, problems: list[Problem]) -> tuple[Tensor, Tensor]:
     """Prompts as ids and mask, both (B, P), padded on the left: completions then start in the same column."""
-    rows = [policy.encode_prompt(problem.question) for problem in problems]
+    return pad_left(policy, [policy.encode_prompt(problem.question) for problem in problems])
+
+
+def pad_left(policy: Policy, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as one tensor (n, P), padded on the left, and its mask (n, P)."""
     width = max(map(len, rows))
-    ids = torch.tensor([[policy.pad_id] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.bool)
-    return ids.to(policy.device), mask.to(policy.device)
+    ids = torch.tensor([[policy.pad_id] * (width - len(row)) + list(row) for row in rows], device=policy.device)
+    lengths = torch.tensor([len(row) for row in rows], device=policy.device)
+    return ids, torch.arange(width, device=policy.device) >= width - lengths[:, None]
+
+
+def positions_of(attention: Tensor) -> Tensor:
+    """Positions (n, tokens) of a left-padded batch: counted from the first real token.
+
+    The trap: models with absolute positions see another row if padding counts.
+    """
+    return (attention.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def completion_mask(tokens: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
@@ -106,221 +205,91 @@ def completion_mask(tokens: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
     return before == 0, is_end.any(dim=1)
 
 
-@torch.no_grad()
-def sample_groups(
-    policy: Policy,
-    problems: list[Problem],
-    counts: list[int],
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    greedy: bool = False,
-) -> Rollouts:
-    """`counts[b]` responses to problem b (0 is allowed), drawn by `generate` from the whole distribution.
+def concat(first: Rollouts, second: Rollouts, pad_id: int) -> Rollouts:
+    """The rows of both, which share their prompts, group by group; within a group `second`'s rows come last."""
+    width = max(first.tokens.shape[1], second.tokens.shape[1])
+    fill = {"tokens": pad_id, "mask": False, "logp": 0.0, "entropy": 0.0}
 
-    Whenever a quarter of the rows has ended, the others go on without them: on the built-in task the longest response
-    has three times the tokens of the mean one. Advances torch's global random state, which is therefore part of a
-    checkpoint. The model must be in eval mode: dropout would make the sampled distribution another one. Raises
-    FloatingPointError if the weights have gone astray.
-    """
-    group = torch.tensor([b for b, count in enumerate(counts) for _ in range(count)], device=policy.device)  # (N,)
-    prompt_ids, prompt_mask = pad_prompts(policy, problems)  # (B, P)
-    tokens = torch.full((len(group), max_new_tokens), policy.pad_id, device=policy.device)  # (N, T)
-    logp, entropy = torch.zeros((2, *tokens.shape), device=policy.device)  # (N, T) each
-    kind = graphs.cache_kind(policy)
-    cache = kvcache.prompt_cache(policy, prompt_ids, prompt_mask, group, kind) or kvcache.empty_cache(policy, kind)
-    rows = torch.arange(len(group), device=policy.device)  # (n,) that have not ended
-    ids, attention, start = prompt_ids[group], prompt_mask[group].long(), 0  # what they have so far, (n, P + start)
-    while len(rows) and start < max_new_tokens:
-        sampler, length = Sampler(temperature, greedy), kvcache.make_room(cache, ids.shape[1], max_new_tokens - start)
-        ids = _generate(policy, ids, attention, cache, length, sampler)
-        new = ids[:, attention.shape[1] :]  # (n, t)
-        end = start + new.shape[1]
-        tokens[rows, start:end] = new
-        logp[rows, start:end] = torch.stack(sampler.logp, dim=1)
-        entropy[rows, start:end] = torch.stack(sampler.entropy, dim=1)
-        going = (new != policy.eos_id).all(dim=1).nonzero().squeeze(1)  # (n,) to fewer
-        cache.batch_select_indices(going)
-        attention = pad(attention, (0, end - start), value=1)
-        rows, ids, attention, start = rows[going], ids[going], attention[going], end
-    mask, ended = completion_mask(tokens[:, :start], policy.eos_id)
-    return Rollouts(
-        problems=problems,
-        prompt_ids=prompt_ids,
-        prompt_mask=prompt_mask,
-        tokens=tokens[:, :start].masked_fill(~mask, policy.pad_id),
-        mask=mask,
-        logp=logp[:, :start].masked_fill(~mask, 0.0),
-        entropy=entropy[:, :start].masked_fill(~mask, 0.0),
-        group=group,
-        is_anchor=torch.zeros_like(ended),
-        ended=ended,
-        texts=decode(policy, tokens[:, :start], mask),
-    )
+    def widen(part: Rollouts, name: str) -> Tensor:
+        x = getattr(part, name)
+        return pad(x, (0, width - x.shape[1]), value=fill[name]) if name in fill else x
+
+    rows = {name: torch.cat([widen(first, name), widen(second, name)]) for name in PER_ROW}
+    both = replace(first, **rows, texts=first.texts + second.texts)
+    return both.select(both.group.argsort(stable=True))
 
 
-def _generate(policy: Policy, ids: Tensor, attention: Tensor, cache: Cache, length: int, sampler: Sampler) -> Tensor:
-    """`ids` (n, P) with at most `length` more tokens, until a quarter of them has ended; `cache` grows with them."""
-    model = policy.model
-    # The trap: what a GenerationConfig leaves open, `generate` takes from the model's own one, which may hold a top-k,
-    # a repetition penalty or a minimal length. So the model's own one is replaced while we sample.
-    own, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        with policy.autocast(), packed(policy, len(ids), length), graphs.graphed(policy, cache, length):
-            return model.generate(
-                input_ids=ids,
-                attention_mask=attention,
-                cache=cache,
-                generation_config=GenerationConfig(
-                    do_sample=False,  # takes the largest score: what the sampler has drawn
-                    max_new_tokens=length,
-                    eos_token_id=policy.eos_id,
-                    pad_token_id=policy.pad_id,
-                    disable_compile=True,  # graphs.py: nothing to wait for
-                ),
-                logits_processor=LogitsProcessorList([sampler]),
-                stopping_criteria=StoppingCriteriaList([ManyEnded(policy.eos_id, ids.shape[1])]),
-            )
-    finally:
-        model.generation_config = own
-
-
-def decode(policy: Policy, tokens: Tensor, mask: Tensor) -> list[str]:
-    """The rows' texts, without special tokens and without what stands behind the end."""
-    rows = [row[kept].tolist() for row, kept in zip(tokens, mask, strict=True)]
-    return policy.tokenizer.batch_decode(rows, skip_special_tokens=True)
+# ---------------------------------------------------------------------------------------- learning
 
 
 def token_logprobs(
-    policy: Policy,
-    rollouts: Rollouts,
-    rows: Tensor,
-    temperature: float = 1.0,
-    with_entropy: bool = False,
-    share: bool = True,
+    policy: Policy, rollouts: Rollouts, rows: Tensor, temperature: float = 1.0, with_entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probs (n, t) of the completion tokens of these n rows under the policy now, with gradient; and entropies.
 
-    t is the longest completion among the rows, as in `dagrpo.Update.rows`. Outside the mask stands 0. Logits are
-    computed for the mask's positions only, and divided by the temperature that the responses were sampled at. Each
-    prompt runs once for all of its rows, or with `share` False once with each.
+    t is the longest completion among the rows, as in `dagrpo.Update.rows`. Outside the mask they are 0. Logits are
+    divided by the temperature that the responses were sampled at.
     """
     group, mask = rollouts.group[rows], rollouts.mask[rows]  # (n,), (n, T)
-    length = int(mask.sum(dim=1).max())
-    tokens, mask = rollouts.tokens[rows, :length], mask[:, :length]  # (n, t)
-    prompt_ids, prompt_mask = rollouts.prompt_ids[group], rollouts.prompt_mask[group]  # (n, P)
-    ids = torch.cat([prompt_ids, tokens], dim=1)[:, :-1]  # (n, P + t - 1): nothing follows the last token
-    attention = torch.cat([prompt_mask, mask], dim=1)[:, :-1].long()  # (n, P + t - 1)
-    positions = kvcache.positions_of(attention)
-    prompts = policy, rollouts.prompt_ids, rollouts.prompt_mask, group
-    cache = kvcache.prompt_cache(*prompts, kvcache.Reading) if share else None
-    if cache is not None:
-        ids, positions = ids[:, -length:], positions[:, -length:]  # (n, t): the prompt's last token, then the response
-    inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions, "cache": cache}
-    hidden = policy.hidden_states(**inputs, use_cache=cache is not None)[:, -length:]  # (n, t, width)
-    # the hidden state at a position is for the token after it
-    logp, entropy = _logprobs(policy, hidden[mask], tokens[mask], temperature, with_entropy)  # (tokens in the mask,)
-    zeros = torch.zeros(mask.shape, device=mask.device)
-    return zeros.masked_scatter(mask, logp), zeros.masked_scatter(mask, entropy) if with_entropy else None
+    t = int(mask.sum(dim=1).max())
+    tokens, mask = rollouts.tokens[rows, :t], mask[:, :t]  # (n, t)
+    ids = torch.cat([rollouts.prompt_ids[group], tokens], dim=1)  # (n, P + t)
+    attention = torch.cat([rollouts.prompt_mask[group], mask], dim=1).long()  # (n, P + t)
+    with policy.autocast():
+        logits = policy.model(
+            input_ids=ids, attention_mask=attention, position_ids=positions_of(attention), use_cache=False
+        ).logits[:, -t - 1 : -1]  # (n, t, V): the logits at a position are for the token after it
+    logp, entropy = logp_and_entropy(logits, tokens, temperature)  # (n, t) each
+    return logp.masked_fill(~mask, 0.0), entropy.masked_fill(~mask, 0.0) if with_entropy else None
 
 
-def _logprobs(
-    policy: Policy, hidden: Tensor, tokens: Tensor, temperature: float, with_entropy: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probs (m,) of these tokens, and entropies, from the hidden states (m, width) that they are drawn from.
+def logp_and_entropy(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """From logits (n, t, V): the log-probs of `tokens` (n, t) and the entropy of each whole distribution, in nats."""
+    logp = (logits.float() / temperature).log_softmax(dim=-1)  # (n, t, V)
+    # clamped: below e^-104 an fp32 probability is 0, and 0 * -inf is NaN
+    entropy = -(logp.exp() * logp.clamp(min=-104)).sum(dim=-1)  # (n, t)
+    return logp.gather(-1, tokens[..., None]).squeeze(-1), entropy
 
-    A vocabulary is large: fp32 logits of 8,192 tokens and 150,000 words are 5 GB, and their log-probs and gradients as
-    much again. So they are made in parts, and a part is not kept: the backward pass computes it again.
+
+def micro_batches(rollouts: Rollouts, rows: Tensor, budget: int) -> list[Tensor]:
+    """`rows` (n,) in batches that run at most `budget` tokens each, prompts and padding included.
+
+    The loss does not depend on how an update is cut into batches (dagrpo.Update).
     """
-
-    def part(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        with policy.autocast():
-            logits = policy.logits(hidden)
-        logp = tempered(logits.float(), temperature).log_softmax(dim=-1)  # (m, V)
-        entropy = -(logp.exp() * logp).sum(dim=-1) if with_entropy else logp.new_zeros(len(logp))
-        return logp.gather(1, tokens[:, None]).squeeze(1), entropy
-
-    vocabulary = transformer(policy.model).get_output_embeddings().weight.shape[0]
-    at_once = max(1, LOGITS_AT_ONCE // vocabulary)
-    if len(tokens) <= at_once:
-        return part(hidden, tokens)
-    parts = [
-        checkpoint(part, *pair, use_reentrant=False)
-        for pair in zip(hidden.split(at_once), tokens.split(at_once), strict=True)
-    ]
-    logp, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
-    return logp, entropy
+    tokens = rollouts.prompt_ids.shape[1] + rollouts.lengths[rows]  # (n,)
+    return [rows[index] for index in by_length(tokens.tolist(), budget)]
 
 
-def plan(policy: Policy, lengths: Tensor, group: Tensor, prompt_tokens: int, budget: int) -> tuple[list[Tensor], bool]:
-    """The micro-batches of an update's rows, and whether each prompt is to run once for its rows in them.
+def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices in batches of at most `budget` tokens, padded to the longest; one over the budget goes alone.
 
-    Lengths (n,), `group` (n,) and the budget are those of `micro_batches`. Prompts that run once take a pass more:
-    first they, then the completions. On a CPU that always pays. On a GPU Python needs some 0.1 s to start a pass and
-    its backward pass (graphs.py), and the tokens that need not run again have to be worth that.
+    In order of length, so that little of a batch is padding.
+
+    >>> by_length([1, 9, 2, 8], budget=20)
+    [[0, 2], [3, 1]]
     """
-    shared = micro_batches(lengths, budget, group, prompt_tokens)
-    if policy.device.type != "cuda":
-        return shared, True
-    alone = micro_batches(lengths + prompt_tokens, budget, group)
-    weights, prompts = policy.model.num_parameters(), group.tolist()
-    tokens, with_prompt = lengths.tolist(), (lengths + prompt_tokens).tolist()
-    once = sum(2 * A_PASS + weights * tokens_run(rows.tolist(), tokens, prompts, prompt_tokens) for rows in shared)
-    each = sum(A_PASS + weights * tokens_run(rows.tolist(), with_prompt, prompts, 0) for rows in alone)
-    return (shared, True) if once <= each else (alone, False)
-
-
-def tokens_run(rows: list[int], lengths: list[int], group: list[int], prompt_tokens: int) -> int:
-    """The tokens that a pass over these rows runs, padding counted and each prompt once."""
-    return prompt_tokens * len({group[row] for row in rows}) + len(rows) * max(lengths[row] for row in rows)
-
-
-def micro_batches(lengths: Tensor, budget: int, group: Tensor | None = None, prompt_tokens: int = 0) -> list[Tensor]:
-    """Row indices in batches that run at most `budget` tokens, padding counted; a row over the budget goes alone.
-
-    `lengths` (n,) of completions, `group` (n,) of the rows' prompts, each of `prompt_tokens` and run once in a batch.
-    Rows in order of length waste little on padding, rows of a prompt side by side run it in few batches, and prompts
-    that are not split in fewer still: of these three the one that runs fewest tokens is taken.
-
-    >>> micro_batches(torch.tensor([1, 9, 2, 8]), budget=20)
-    [tensor([0, 2]), tensor([3, 1])]
-    >>> micro_batches(torch.tensor([1, 9, 2, 8]), budget=30, group=torch.tensor([0, 0, 1, 1]), prompt_tokens=12)
-    [tensor([0, 1]), tensor([2, 3])]
-    """
-    tokens, prompts = lengths.tolist(), [0] * len(lengths) if group is None else group.tolist()
-
-    def run(rows: list[int]) -> int:
-        return tokens_run(rows, tokens, prompts, prompt_tokens)
-
-    def fill(units: list[list[int]]) -> list[list[int]]:
-        """Units of rows in this order; one that is over the budget by itself is taken apart."""
-        batches: list[list[int]] = []
-        for unit in units:
-            if batches and run(batches[-1] + unit) <= budget:
-                batches[-1] = batches[-1] + unit
-            elif len(unit) == 1 or run(unit) <= budget:
-                batches.append(unit)
-            else:
-                batches += fill([[row] for row in unit])
-        return batches
-
-    by_length = sorted(range(len(tokens)), key=tokens.__getitem__)
-    by_prompt = sorted(by_length, key=prompts.__getitem__)
-    whole = [list(rows) for _, rows in groupby(by_prompt, key=prompts.__getitem__)]
-    orders = ([[row] for row in by_length], [[row] for row in by_prompt], whole)
-    best = min(map(fill, orders), key=lambda batches: sum(map(run, batches)))
-    return [torch.tensor(batch) for batch in best]
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):  # the last is the longest of its batch
+        if batches and (len(batches[-1]) + 1) * lengths[i] <= budget:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
 
 
 if __name__ == "__main__":
-    import policy as policies
-    import tasks
+    from harness.warm_start import warm_start
+    from policy import load_policy
+    from tasks import arithmetic
 
-    start = policies.load()
+    start = load_policy(warm_start())
     torch.manual_seed(0)
-    batch = sample_groups(start, tasks.arithmetic("train", per_level=1)[:2], counts=[4, 4], max_new_tokens=40)
+    batch = sample_groups(start, arithmetic("train", per_level=1)[:2], counts=[4, 4], max_new_tokens=40)
     for row, text in enumerate(batch.texts):
-        b = int(batch.group[row])
-        print(f"\n{batch.problems[b].question}{text}")
+        question = batch.problems[int(batch.group[row])].question
+        print(f"\nquestion  {question}   response  {text}")
         print("  mask    ", "".join(str(int(m)) for m in batch.mask[row]), "ended" if batch.ended[row] else "cut off")
-        print("  log-prob", f"{batch.logp[row].sum():.2f}", " entropy per token", end=" ")
+        print(f"  log-prob {batch.logp[row].sum():.2f}, entropy per token", end=" ")
         print(f"{batch.entropy[row].sum() / batch.lengths[row]:.2f} nats")
+    again, _ = token_logprobs(start, batch, torch.arange(len(batch.texts)))
+    print(f"\nthe learner's log-probs of the same tokens differ by at most {(again - batch.logp).abs().max():.0e}")

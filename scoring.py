@@ -29,20 +29,35 @@ from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
 from math import floor, nan
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-import tasks
-from equations import equations, numbers
-from rollout import Rollouts
-from tasks import Problem
-from verifier import verify
+from maths.equations import equations, numbers
+from maths.verifier import verify
+from tasks import Problem, solve
+
+if TYPE_CHECKING:  # a string is scored without transformers
+    from rollout import Rollouts
 
 Scorer = Callable[[list[tuple[Problem, str]]], list[float]]  # (problem, response) pairs -> S in [1, 10], NaN: none had
 
 STEP = re.compile(r"(-?[0-9]{1,9})([+-])([0-9]{1,9})=(-?[0-9]{1,9})", re.ASCII)
 BUILT_IN = re.compile(rf"(?:{STEP.pattern};)*#-?[0-9]+", re.ASCII)  # a demonstration of the built-in task
+
+# One group of eight, which the worked examples share; the last is the demonstration.
+EXAMPLE_PROBLEM = solve("37+48-26=", "5")
+EXAMPLE = (
+    "37+48=85;85-26=59;#59",
+    "#59",  # right by luck, for all that one can see
+    "37+48=75;85-26=59;#59",
+    "37+48=85;85-26=69;#69",
+    "37+48=75;75-26=49;#49",
+    "#69",
+    "#58",
+    EXAMPLE_PROBLEM.demo,
+)
 
 
 # ---------------------------------------------------------------------------------------- S by rule
@@ -56,7 +71,7 @@ def rule_scores(pairs: list[tuple[Problem, str]]) -> list[float]:
 def score(response: str, problem: Problem) -> float:
     """Eq. 7 by rule: S of one response, in [1, 10], a multiple of 1/2. Raises ValueError as `verify`.
 
-    >>> problem = tasks.solve("12+5-3=", "2")
+    >>> problem = solve("12+5-3=", "2")
     >>> [score(r, problem) for r in ("12+5=17;17-3=14;#14", "#14", "12+5=17;17-3=15;#15", "12+5=18;18-3=14;#14", "#9")]
     [10.0, 4.5, 3.5, 4.5, 1.0]
     >>> problem = Problem("6 boxes of 4 eggs, 3 broken?", "21", "6 * 4 = 24 eggs, and 24 - 3 = 21 are left.", "")
@@ -148,30 +163,19 @@ def overlong_penalty(rollouts: Rollouts, max_new_tokens: int, buffer: int) -> Te
 
 
 if __name__ == "__main__":
-    built_in = tasks.solve("37+48-26=", "5")
-    eggs = "Each of 16 hens lays 2 eggs a day. How many dozens is that in 9 days?"
-    word_problem = Problem(
-        eggs, "24", "16 * 2 = 32 eggs a day. 9 * 32 = 288 in all. That is 288 / 12 = 24.\n#### 24", ""
+    eggs = Problem(
+        "Each of 16 hens lays 2 eggs a day. How many dozens is that in 9 days?",
+        "24",
+        "16 * 2 = 32 eggs a day. 9 * 32 = 288 in all. That is 288 / 12 = 24.\n#### 24",
+        "",
     )
-    examples = {
-        built_in: (
-            built_in.demo,
-            "#59",
-            "37+48=75;85-26=59;#59",
-            "37+48=85;85-26=69;#69",
-            "37+48=75;75-26=49;#49",
-            "37+48=75;75-26=59;#69",
-            "#58",
-            "37+48=85;85-26=5",
-        ),
-        word_problem: (
-            "2 * 9 = 18 eggs of each hen, 18 * 16 = 288 of all, 288/12 = 24. The answer is $\\boxed{24}$.",
-            "The answer is $\\boxed{24}$.",
-            "16 * 2 = 32 and 9 * 32 = 288. The answer is $\\boxed{288}$.",
-            "16 * 2 = 32 and 9 * 32 = 278, so 278 / 12 = 23.17. The answer is $\\boxed{23.17}$.",
-        ),
-    }
-    for problem, responses in examples.items():
+    about_eggs = (
+        "2 * 9 = 18 eggs of each hen, 18 * 16 = 288 of all, 288/12 = 24. The answer is $\\boxed{24}$.",
+        "The answer is $\\boxed{24}$.",
+        "16 * 2 = 32 and 9 * 32 = 288. The answer is $\\boxed{288}$.",
+        "16 * 2 = 32 and 9 * 32 = 278, so 278 / 12 = 23.17. The answer is $\\boxed{23.17}$.",
+    )
+    for problem, responses in ((EXAMPLE_PROBLEM, EXAMPLE), (eggs, about_eggs)):
         print(f"\nquestion {problem.question}   answer {problem.answer}")
         print(f"demonstration {problem.demo!r}\n\nR     S  response")
         for text in responses:

@@ -42,14 +42,15 @@ import numpy as np
 import torch
 
 import anchors as anchoring
-import data
-import policy as policies
 import tasks
 from analysis.conflict_figures import Response, draw, draw_groups, examples, responses
 from analysis.conflict_points import DRAWS, Point, summarise
 from analysis.gradients import Measured, measure
 from analysis.saved import read_rows, write_rows
-from cli import Parser, fail
+from harness.console import Parser, fail
+from harness.warm_start import find_start
+from maths import data
+from policy import load_policy
 from tasks import Problem
 
 
@@ -90,7 +91,7 @@ def load_problems(args: argparse.Namespace, seed: int) -> list[Problem]:
 
 def measure_seeds(path: str, name: str, args: argparse.Namespace) -> Measured:
     """One policy on all seeds: problems, samples, and batches of each seed are its own."""
-    policy, every = policies.load(None if path == "warm_start" else path), None
+    policy, every = load_policy(find_start(path)), None
     for seed in range(args.seeds):
         problems = load_problems(args, seed)
         usable, fates = anchoring.prepare(policy, problems, args.max_new_tokens)

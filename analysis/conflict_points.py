@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.experiments.scorers import spearman
 from analysis.gradients import (
     MASKED,
     MASKS,
@@ -25,7 +26,6 @@ from analysis.gradients import (
     net_share,
     sides_cosine,
 )
-from analysis.scorers import spearman
 
 DRAWS = 1000  # of the bootstrap
 FEWEST = 5  # groups behind a mean cosine or a correlation: of fewer, the bootstrap's interval is far too narrow

@@ -25,7 +25,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.saved import main_of_runs, read_rows, write_rows
 from analysis.table import Run, by_method, t_interval
-from cli import fail
+from harness.console import fail
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 import anchors as anchoring
-import controls
 import dagrpo
 import rollout
 import scoring
-from cli import progress
+from analysis.experiments import controls
+from harness.console import progress
 from policy import Policy
 from rollout import Rollouts
 from tasks import Problem
@@ -115,8 +115,8 @@ def sides_cosine(products: np.ndarray, advantages: np.ndarray, keep: np.ndarray)
 
 
 def chance_mask(advantages: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """controls.random_mask of one group, (G,): as many positives and negatives as `keep` keeps, by chance."""
-    return controls.random_mask(torch.from_numpy(advantages)[None], torch.from_numpy(keep)[None])[0].numpy()
+    """controls.random_like of one group, (G,): as many positives and negatives as `keep` keeps, by chance."""
+    return controls.random_like(torch.from_numpy(advantages)[None], torch.from_numpy(keep)[None])[0].numpy()
 
 
 def plane(products: np.ndarray) -> tuple[np.ndarray, float]:

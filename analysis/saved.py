@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 from matplotlib.figure import Figure
 
 from analysis.table import Run, read_runs
-from cli import Parser, fail
+from harness.console import Parser, fail
 
 
 def write_rows(rows: list[Any], path: Path) -> None:

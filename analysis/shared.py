@@ -42,7 +42,7 @@ from analysis.curves import COLOURS, common_steps, count, draw_legend, draw_line
 from analysis.gradients import MASKED, MASKS, NONE, RANDOM, chance_mask
 from analysis.saved import main_of_runs, read_rows, write_rows
 from analysis.table import Run, by_method, t_interval
-from cli import fail, progress
+from harness.console import fail, progress
 
 PANELS = {
     "shared tokens": "share of the tokens",

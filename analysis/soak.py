@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.table import Run, read_run
-from cli import Parser, fail
-from verifier import verify
+from harness.console import Parser, fail
+from maths.verifier import verify
 
 DRAWN = {"memory_mb": "memory, MB", "open_files": "open files", "threads": "threads"}
 MOST_POINTS = 2000  # of a longer run, every second step is drawn, every third ...

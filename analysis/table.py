@@ -23,7 +23,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from cli import Parser, fail
+from harness.console import Parser, fail
 
 # flags that may differ between two runs which are one method with two seeds
 BOOKKEEPING = {"out", "seed", "steps", "resume", "overwrite", "save_every", "log_rollouts_every", "show_every"}

@@ -38,9 +38,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 import dagrpo
-import policy as policies
-from cli import Parser, fail
 from dagrpo import METHODS, Recipe
+from harness.console import Parser, fail
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 PER_ROW = ("responses", "tokens", "logp", "R", "S", "A", "keep", "is_anchor")  # of a record: lists of length G
@@ -170,11 +169,11 @@ def notices(index: Index, chosen: list[tuple[int, int]]) -> list[str]:
     return told
 
 
-def load_tokenizer(folder: Path, name: str | None) -> PreTrainedTokenizerBase:
+def find_tokenizer(folder: Path, name: str | None) -> PreTrainedTokenizerBase:
     if name is None and not (folder / "checkpoint" / "model" / "tokenizer_config.json").exists():
         fail(f"{folder} has no tokenizer (checkpoint/model is missing): --tokenizer names the model's id or folder")
     try:
-        return policies.load_tokenizer(name or str(folder))
+        return load_tokenizer(name or str(folder))
     except (OSError, ValueError) as error:
         fail(f"the tokenizer of {name or folder} cannot be loaded: {str(error).splitlines()[0]}")
 
@@ -333,7 +332,7 @@ def main(argv: list[str] | None = None) -> None:
     if not chosen:
         fail(f"--steps {args.steps}: none of them is in rollouts.jsonl, which has {ranges(sorted(dict(index.places)))}")
     told = notices(index, chosen)
-    data = build(folder, chosen, told, load_tokenizer(folder, args.tokenizer))
+    data = build(folder, chosen, told, find_tokenizer(folder, args.tokenizer))
     try:
         out.write_text(render(data, TEMPLATE.read_text(encoding="utf-8")), encoding="utf-8")
     except OSError as error:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from judge_server import KEY, Server
 
-import policy as policies
 import tasks
-import verifier
+from harness.warm_start import WarmStart, train_warm_start
+from maths import verifier
+from policy import save_policy
 
 torch.set_num_threads(1)  # models this small are faster so, and leave the other core to whoever else needs it
 
@@ -16,8 +17,8 @@ torch.set_num_threads(1)  # models this small are faster so, and leave the other
 @pytest.fixture(scope="session")
 def tiny():
     """The built-in model at a fifth of its width, trained for a few steps: it ends its responses now and then."""
-    settings = policies.WarmStart(steps=40, batch=16, lr=3e-3, width=32, layers=2, heads=2, mlp=64)
-    policy = policies.train_warm_start(settings)
+    settings = WarmStart(steps=40, batch=16, lr=3e-3, width=32, layers=2, heads=2, mlp=64)
+    policy = train_warm_start(settings)
     policy.model.eval()
     return policy
 
@@ -26,7 +27,7 @@ def tiny():
 def tiny_folder(tiny, tmp_path_factory):
     """The same as a model folder, for command lines."""
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    policies.save(tiny, folder)
+    save_policy(tiny, folder)
     return folder
 
 

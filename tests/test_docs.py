@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import flags
+from harness import config
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,7 +55,7 @@ def test_the_make_targets_that_the_readme_names_exist():
 
 
 def test_the_flags_of_train_that_the_readme_names_exist():
-    help_text = flags.build_parser().format_help()
+    help_text = config.build_parser().format_help()
     for command in re.findall(r"python train\.py ([^\n`]*)", README):
         for flag in re.findall(r"--[a-z-]+", command):
             assert f"{flag} " in help_text or f"{flag}\n" in help_text, flag

@@ -5,19 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import accuracy
 import datasets
 import pytest
 import torch
 
-import accuracy
-import benchmarks
-import data
 import eval as evaluation
-import policy as policies
 import rollout
 import scoring
 import tasks
 from analysis import table
+from harness.warm_start import WarmStart, build_model, build_tokenizer
+from maths import benchmarks, data
+from policy import Policy, load_policy, save_policy
 from rollout import Rollouts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,21 +25,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def untrained():
-    settings = policies.WarmStart(width=32, layers=1, heads=2, mlp=32)
-    tokenizer = policies.build_tokenizer()
-    model = policies.build_model(settings, tokenizer)
-    return policies.Policy(model.eval(), tokenizer)
+    settings = WarmStart(width=32, layers=1, heads=2, mlp=32)
+    tokenizer = build_tokenizer()
+    model = build_model(settings, tokenizer)
+    return Policy(model.eval(), tokenizer)
 
 
 @pytest.fixture
 def model_folder(untrained, tmp_path):
-    policies.save(untrained, tmp_path / "model")
+    save_policy(untrained, tmp_path / "model")
     return tmp_path / "model"
 
 
 @pytest.fixture
 def run_folder(untrained, tmp_path):
-    policies.save(untrained, tmp_path / "run" / "checkpoint" / "model")
+    save_policy(untrained, tmp_path / "run" / "checkpoint" / "model")
     (tmp_path / "run" / "config.json").write_text('{"method": "dagrpo", "seed": 0}')
     return tmp_path / "run"
 
@@ -153,7 +153,7 @@ def test_a_model_folder_is_only_printed_unless_out_is_given(model_folder, tmp_pa
 
 
 def test_the_warm_start_is_what_load_gives_without_a_name(untrained, monkeypatch, known_answers, capsys):
-    monkeypatch.setattr(policies, "load", lambda name: {None: untrained}[name])
+    monkeypatch.setattr(evaluation, "load_policy", lambda name: untrained)
     run("--model", "warm_start", "--per-level", 5, "--k", 2, "--max-new-tokens", 5)
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:5] == ["test", "1", "5", "1.000", "[0.57,"]
@@ -206,7 +206,7 @@ def test_a_failing_evaluation_leaves_the_old_result(run_folder, monkeypatch):
 def test_bad_input_gets_one_line_before_a_model_is_loaded(model_folder, tmp_path, monkeypatch, capsys, flags, said):
     (tmp_path / "file").write_text("")
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(policies, "load", lambda name: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(evaluation, "load_policy", lambda name: pytest.fail("the model was loaded first"))
     with pytest.raises(SystemExit) as stop:
         run("--model", model_folder, *(flag.format(tmp=tmp_path) for flag in flags))
     captured = capsys.readouterr()
@@ -228,7 +228,7 @@ def test_what_the_hub_does_not_have_gets_a_line(monkeypatch, capsys):
     def load(name):
         raise OSError("nobody/nothing is not a valid model identifier\nand a long story")
 
-    monkeypatch.setattr(policies, "load", load)
+    monkeypatch.setattr(evaluation, "load_policy", load)
     with pytest.raises(SystemExit) as stop:
         run("--model", "nobody/nothing")
     err = capsys.readouterr().err
@@ -384,10 +384,10 @@ def test_other_settings_are_refused_unless_overwrite(tiny, tiny_folder, folder, 
     command = ["--model", tiny_folder, "--benchmarks", "mine", "--benchmark-dir", folder, *SMALL]
     command += ["--out", tmp_path / "x.json"]
     run(*command)
-    before, other = (tmp_path / "x.mine.jsonl").read_bytes(), policies.load(str(tiny_folder))
+    before, other = (tmp_path / "x.mine.jsonl").read_bytes(), load_policy(str(tiny_folder))
     with torch.no_grad():
         next(other.model.parameters())[0, 0] += 1
-    policies.save(other, tmp_path / "other")
+    save_policy(other, tmp_path / "other")
     flags = [flag.format(other=tmp_path / "other") for flag in flags]
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:

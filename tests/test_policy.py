@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import policy as policies
 import tasks
+from harness.warm_start import WarmStart, demonstration_backward, warm_start, warm_start_batches
+from policy import load_policy, resolve_model, save_policy
 
-SMALL = policies.WarmStart(steps=2, batch=4, width=16, layers=1, heads=1, mlp=16)
+SMALL = WarmStart(steps=2, batch=4, width=16, layers=1, heads=1, mlp=16)
 
 
 @pytest.fixture
@@ -57,18 +58,14 @@ def test_sfts_gradient_is_that_of_one_padded_batch_whatever_its_parts(tiny, pair
     wanted = gradients(tiny).clone()
     for rows_at_once in (1, 3, 16):
         tiny.model.zero_grad()
-        loss = policies.demonstration_backward(tiny, pairs, rows_at_once)
+        loss = demonstration_backward(tiny, pairs, rows_at_once)
         assert loss == pytest.approx(whole.item(), rel=1e-5)
         assert (gradients(tiny) - wanted).norm() < 1e-5 * wanted.norm()
     tiny.model.zero_grad()
 
 
 def test_the_warm_start_sees_the_train_split_alone_and_both_styles():
-    seen = [
-        pair
-        for _, batch in zip(range(40), policies.warm_start_batches(policies.WarmStart()), strict=False)
-        for pair in batch
-    ]
+    seen = [pair for _, batch in zip(range(40), warm_start_batches(WarmStart()), strict=False) for pair in batch]
     assert {tasks.split_of(question) for question, _ in seen} == {"train"}
     direct = sum(response.startswith("#") for _, response in seen) / len(seen)
     long = sum(question.count("+") + question.count("-") == 5 for question, _ in seen) / len(seen)
@@ -78,13 +75,13 @@ def test_the_warm_start_sees_the_train_split_alone_and_both_styles():
 def test_the_warm_start_is_trained_once_per_setting_and_leaves_the_random_state_alone(tmp_path, monkeypatch):
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    folder = policies.warm_start(SMALL, tmp_path)
+    folder = warm_start(SMALL, tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
-    assert policies.load(str(folder)).model.num_parameters() > 0
-    other = policies.warm_start(replace(SMALL, seed=1), tmp_path)
+    assert load_policy(str(folder)).model.num_parameters() > 0
+    other = warm_start(replace(SMALL, seed=1), tmp_path)
     assert other != folder and sorted(tmp_path.iterdir()) == sorted([folder, other])
-    monkeypatch.setattr(policies, "train_warm_start", lambda settings: pytest.fail("trained a second time"))
-    assert policies.warm_start(SMALL, tmp_path) == folder
+    monkeypatch.setattr(harness.warm_start, "train_warm_start", lambda settings: pytest.fail("trained a second time"))
+    assert warm_start(SMALL, tmp_path) == folder
 
 
 def test_a_killed_warm_start_leaves_no_folder_that_looks_whole(tmp_path, monkeypatch):
@@ -93,14 +90,14 @@ def test_a_killed_warm_start_leaves_no_folder_that_looks_whole(tmp_path, monkeyp
         (folder / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(policies, "save", killed)
+    monkeypatch.setattr(harness.warm_start, "save_policy", killed)
     with pytest.raises(KeyboardInterrupt):
-        policies.warm_start(SMALL, tmp_path)
+        warm_start(SMALL, tmp_path)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_saved_policy_comes_back_in_fp32_and_eval_mode(tiny, tiny_folder):
-    loaded = policies.load(str(tiny_folder))
+    loaded = load_policy(str(tiny_folder))
     assert {p.dtype for p in loaded.model.parameters()} == {torch.float32} and not loaded.model.training
     for name, weight in tiny.model.state_dict().items():
         assert torch.equal(weight, loaded.model.state_dict()[name])
@@ -108,14 +105,14 @@ def test_a_saved_policy_comes_back_in_fp32_and_eval_mode(tiny, tiny_folder):
 
 @pytest.mark.parametrize("inside", ["checkpoint/model", "model", "."])
 def test_a_run_folder_its_checkpoint_and_the_model_itself_are_found(tiny, tmp_path, inside):
-    policies.save(tiny, tmp_path / inside)
-    assert policies.resolve(str(tmp_path)) == str(tmp_path / inside)
+    save_policy(tiny, tmp_path / inside)
+    assert resolve_model(str(tmp_path)) == str(tmp_path / inside)
 
 
 def test_a_hub_id_stays_as_it_is_and_a_folder_without_a_model_is_one_clear_line(tmp_path, capsys):
-    assert policies.resolve("owner/name") == "owner/name"
+    assert resolve_model("owner/name") == "owner/name"
     with pytest.raises(SystemExit) as stop:
-        policies.resolve(str(tmp_path))
+        resolve_model(str(tmp_path))
     assert stop.value.code == 2 and "holds no model" in capsys.readouterr().err
 
 
@@ -130,6 +127,6 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 torch.ones(2**25)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-    root = Path(policies.__file__).parent
+    root = Path(__file__).parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1000  # 128 MB are 32,768 pages

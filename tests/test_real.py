@@ -14,15 +14,13 @@ import torch
 from judge_server import KEY, Reply, grades, response_part
 from test_train import groups_of, metrics, some_are_right, weights  # noqa: F401  a fixture among them
 
-import judge
-import policy as policies
-import prepare
 import rollout
-import runfolder
 import scoring
 import tasks
 import train
-from policy import Policy
+from harness import prepare, runfolder
+from judges import endpoint
+from policy import Placement, Policy, load_policy, placement, save_policy
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 PROBLEMS = tasks.arithmetic("train", per_level=2)
@@ -92,8 +90,8 @@ def test_a_model_with_a_chat_template_and_without_a_pad_token(tiny, tmp_path):
         "{% for m in messages %}+{{ m.content }}{% endfor %}{% if add_generation_prompt %}#{% endif %}"
     )
     chat.tokenizer.pad_token = None
-    policies.save(chat, tmp_path / "model")
-    loaded = policies.load(str(tmp_path / "model"))
+    save_policy(chat, tmp_path / "model")
+    loaded = load_policy(str(tmp_path / "model"))
     assert loaded.pad_id == loaded.eos_id
     assert loaded.tokenizer.decode(loaded.encode_prompt("1+2=")) == "+1+2=#"
     rows = run(tmp_path / "model", tmp_path / "run", steps=1)
@@ -101,13 +99,11 @@ def test_a_model_with_a_chat_template_and_without_a_pad_token(tiny, tmp_path):
 
 
 def test_placement_keeps_trained_weights_in_fp32():
-    assert policies.placement(cuda=False, lora=False) == policies.Placement("cpu", torch.float32, None)
-    assert policies.placement(cuda=False, lora=True).weights == torch.float32
-    assert policies.placement(cuda=True, lora=False) == policies.Placement("cuda", torch.float32, torch.bfloat16)
-    assert policies.placement(cuda=True, lora=True).weights == torch.bfloat16
-    assert policies.placement(cuda=False, lora=False, bf16=True) == policies.Placement(
-        "cpu", torch.float32, torch.bfloat16
-    )
+    assert placement(cuda=False, lora=False) == Placement("cpu", torch.float32, None)
+    assert placement(cuda=False, lora=True).weights == torch.float32
+    assert placement(cuda=True, lora=False) == Placement("cuda", torch.float32, torch.bfloat16)
+    assert placement(cuda=True, lora=True).weights == torch.bfloat16
+    assert placement(cuda=False, lora=False, bf16=True) == Placement("cpu", torch.float32, torch.bfloat16)
 
 
 def test_autocast_computes_in_bf16_and_leaves_weights_gradients_and_log_probs_in_fp32(tiny, problems):
@@ -130,7 +126,7 @@ def test_lora_trains_resumes_exactly_and_can_be_started_from(tiny_folder, tmp_pa
     run(tiny_folder, tmp_path / "parts", "--lora-rank", "2", "--kl-beta", "0.1", steps=2)
     assert run(tiny_folder, tmp_path / "parts", "--lora-rank", "2", "--kl-beta", "0.1", "--resume", steps=4) == whole
     assert not (tmp_path / "whole" / "checkpoint" / "model" / "model.safetensors").exists(), "the adapter alone"
-    base, merged = policies.load(str(tiny_folder)), policies.load(str(tmp_path / "whole"))
+    base, merged = load_policy(str(tiny_folder)), load_policy(str(tmp_path / "whole"))
     assert all(p.requires_grad for p in merged.model.parameters())
     moved = [n for n, p in merged.model.named_parameters() if not torch.equal(p, base.model.get_parameter(n))]
     assert moved and all("proj" in name for name in moved), "linear layers, but neither embeddings nor norms"
@@ -151,7 +147,7 @@ def scripted_judge(monkeypatch, answers):
 
         return scorer
 
-    monkeypatch.setattr(judge, "http_judge", http_judge)
+    monkeypatch.setattr(endpoint, "http_judge", http_judge)
     return ["--scorer", "judge", "--judge-url", "http://127.0.0.1:9/v1", "--judge-name", "m", "--delta", "2"]
 
 
@@ -187,7 +183,7 @@ def test_a_judge_that_goes_down_stops_the_run_after_a_checkpoint_and_the_run_goe
     def down_at_the_third(pairs):
         asked.append(pairs)
         if len(asked) == 3:
-            raise judge.JudgeDown("the judge m is down")
+            raise endpoint.JudgeDown("the judge m is down")
         return scoring.rule_scores(pairs)
 
     with pytest.raises(SystemExit) as stop:
@@ -234,8 +230,8 @@ def test_in_a_long_run_with_faults_every_group_is_scored_or_left_out_and_counted
         return Reply(grades(1 + len(response_part(text)[2]) % 10))
 
     server.reply = reply
-    quick = partial(judge.Endpoint, retries=1, backoff=0.001)
-    monkeypatch.setattr(judge, "Endpoint", quick)
+    quick = partial(endpoint.Endpoint, retries=1, backoff=0.001)
+    monkeypatch.setattr(endpoint, "Endpoint", quick)
     flags = ["--scorer", "judge", "--judge-url", server.url, "--judge-name", "grader"]
     rows = run(tiny_folder, tmp_path / "run", *flags, steps=60)
     groups = groups_of(tmp_path / "run")

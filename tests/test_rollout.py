@@ -18,10 +18,10 @@ from transformers import (
     MistralForCausalLM,
 )
 
-import kvcache
-import policy as policies
 import rollout
-from policy import Policy
+from fast import prompt_cache
+from harness.warm_start import build_tokenizer
+from policy import Policy, load_policy, save_policy
 from tasks import solve
 
 
@@ -74,14 +74,14 @@ def test_samples_follow_the_trained_distribution(tiny, temperature):
 def test_keys_are_kept_as_attention_sees_them(tiny, problems, monkeypatch):
     """Rounded to bf16 once, when stored, instead of at every token: the very same samples."""
     policy, kept = replace(tiny, autocast_dtype=torch.bfloat16), []
-    update = kvcache.Growing.update
+    update = prompt_cache.Growing.update
 
     def spy(layer, *args, **kwargs):
         found = update(layer, *args, **kwargs)
         kept.extend(x.dtype for x in found)
         return found
 
-    monkeypatch.setattr(kvcache.Growing, "update", spy)
+    monkeypatch.setattr(prompt_cache.Growing, "update", spy)
 
     def sample():
         torch.manual_seed(3)
@@ -89,7 +89,7 @@ def test_keys_are_kept_as_attention_sees_them(tiny, problems, monkeypatch):
 
     once = sample()
     assert set(kept) == {torch.bfloat16}
-    monkeypatch.setattr(kvcache, "rounded", lambda x: x)
+    monkeypatch.setattr(prompt_cache, "rounded", lambda x: x)
     each_time = sample()
     assert torch.float32 in kept and torch.equal(once.tokens, each_time.tokens)
     assert torch.equal(once.logp, each_time.logp)
@@ -108,7 +108,7 @@ def test_samples_ignore_the_models_own_generation_config(tiny):
 
 def test_the_vocabulary_is_not_cut_at_fifty():
     """generate's default is a top-k of 50: on a vocabulary of 400 nearly every draw would be missing."""
-    tokenizer = policies.build_tokenizer()
+    tokenizer = build_tokenizer()
     tokenizer.add_tokens([f"<{i}>" for i in range(400)])
     policy = small_gpt2(tokenizer)
     rollouts = rollout.sample_groups(policy, [solve("1+2=", "1")], [500], max_new_tokens=2)
@@ -162,8 +162,8 @@ def test_gradients_equal_the_plain_passes(
 ):
     """With every technique on: prompts once, logits of the mask's positions only and in parts, checkpointing."""
     plain = tiny if architecture == "llama" else small_gpt2(tiny.tokenizer)
-    policies.save(plain, tmp_path / "model")
-    policy = policies.load(str(tmp_path / "model"), checkpointing=checkpointing)
+    save_policy(plain, tmp_path / "model")
+    policy = load_policy(str(tmp_path / "model"), checkpointing=checkpointing)
     problems = [solve("1+2=", "1"), solve("12+13-14+15=", "3"), solve("7-5=", "1")]
     rollouts = rollout.sample_groups(policy, problems, [3, 4, 2], max_new_tokens=20)
     rows = torch.tensor([8, 0, 5, 1, 4])
@@ -203,9 +203,9 @@ def test_a_sliding_window_is_kept_with_and_without_checkpointing(tiny, tmp_path)
     )  # fmt: skip
     torch.manual_seed(0)
     plain = Policy(MistralForCausalLM(config).eval(), tiny.tokenizer)
-    policies.save(plain, tmp_path / "model")
+    save_policy(plain, tmp_path / "model")
     for checkpointing in (False, True):
-        policy = policies.load(str(tmp_path / "model"), checkpointing=checkpointing)
+        policy = load_policy(str(tmp_path / "model"), checkpointing=checkpointing)
         rollouts = rollout.sample_groups(policy, [solve("1+2+13-4=", "1")], [4], max_new_tokens=12)
         expected, _ = plain_logprobs(plain, rollouts, torch.arange(4), 1.0)
         torch.testing.assert_close(rollouts.logp, expected.detach(), atol=2e-5, rtol=0)
@@ -219,7 +219,7 @@ def test_a_sliding_window_is_kept_with_and_without_checkpointing(tiny, tmp_path)
 
 
 def test_checkpointing_does_not_turn_dropout_on(tiny_folder):
-    policy = policies.load(str(tiny_folder), checkpointing=True)
+    policy = load_policy(str(tiny_folder), checkpointing=True)
     assert not policy.model.training
     assert not any(m.training for m in policy.model.modules() if isinstance(m, torch.nn.Dropout))
 

@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import scoring
-import verifier
-from equations import equations
+from maths import verifier
+from maths.equations import equations
 from scoring import holds, rule_scores, score, steps, verify
 from tasks import OOD_LEVELS, Problem, arithmetic, direct, solve
 

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 import dagrpo
-import runfolder
 import scoring
 import tasks
 import train
+from harness import runfolder
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def groups_of(out):
 
 
 def weights(out):
-    model = train.policies.load(str(out)).model
+    model = load_policy(str(out)).model
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
@@ -55,7 +55,7 @@ def weights(out):
 def test_every_method_trains_and_leaves_a_model_that_loads(tiny_folder, tmp_path, method):
     rows = run(tiny_folder, tmp_path / "run", method=method)
     assert [row["step"] for row in rows] == ["1", "2"]
-    before = torch.cat([p.detach().flatten() for p in train.policies.load(str(tiny_folder)).model.parameters()])
+    before = torch.cat([p.detach().flatten() for p in load_policy(str(tiny_folder)).model.parameters()])
     moved = not torch.equal(before, weights(tmp_path / "run"))
     assert moved == any(float(row["grad_norm"]) > 0 for row in rows)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -197,7 +197,7 @@ def test_gradients_that_are_not_finite_are_skipped_shown_saved_and_end_the_run(
         return step
 
     monkeypatch.setattr(train, "backward", broken(train.backward))
-    monkeypatch.setattr(train.policies, "demonstration_backward", broken(train.policies.demonstration_backward))
+    monkeypatch.setattr(train, "demonstration_backward", broken(train.demonstration_backward))
     with pytest.raises(SystemExit) as stop:
         run(tiny_folder, tmp_path / "run", "--save-every", "1", method=method, steps=9)
     said = capsys.readouterr()
@@ -210,14 +210,14 @@ def test_gradients_that_are_not_finite_are_skipped_shown_saved_and_end_the_run(
 
 
 def test_weights_gone_astray_are_one_clear_line(tiny, tiny_folder, tmp_path, capsys, monkeypatch):
-    load = train.policies.load
+    load = train.load_policy
 
     def broken(*args, **kwargs):
         policy = load(*args, **kwargs)
         policy.model.lm_head.weight.data.fill_(float("nan"))
         return policy
 
-    monkeypatch.setattr(train.policies, "load", broken)
+    monkeypatch.setattr(train, "load_policy", broken)
     with pytest.raises(SystemExit):
         run(tiny_folder, tmp_path / "run")
     assert "the policy's logits are not finite. There is no checkpoint yet" in capsys.readouterr().err

@@ -1,0 +1,182 @@
+"""How well does a scorer order responses? The rank correlation of its scores with the number of corrupted steps.
+
+The mask of DaGRPO (Eq. 8-9) trusts a score to tell a better response from a worse one. On the built-in task we know
+which is better: the demonstrations are right in every step, and a response with more of its steps corrupted is worse.
+Each demonstration is corrupted in k = 0, 1, 2, ... randomly chosen steps, in one of four ways:
+
+    wrong result     12+5=17  ->  12+5=19, the next step goes on from 17
+    wrong, carried   12+5=17  ->  12+5=19, the next step goes on from 19, and so does the final answer
+    dropped          the step is left out
+    swapped          12+5=17  ->  17+5=12, the first number and the result change places
+
+all but `carried` once with the final answer right and once with it wrong. The scorers: the rule as on the built-in
+task; the rule as on real maths, where it sees equations and does not know the task; R, the reward alone, as a baseline
+that knows nothing of the steps; and judges, if flags name them.
+
+    python -m analysis.experiments.scorers [--csv FILE] [--judge-model ID_OR_DIR] [--judge-url URL --judge-name NAME]
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import random
+from argparse import Namespace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import scoring
+import tasks
+from analysis.experiments.controls import CARRIED, DROPPED, SWAPPED, WRONG, corrupt
+from harness.console import Parser, fail, progress
+from judges import endpoint
+from policy import load_policy
+from scoring import Scorer
+from tasks import Problem
+
+KINDS = [(kind, answer) for kind in (WRONG, DROPPED, SWAPPED) for answer in ("right", "wrong")] + [(CARRIED, "follows")]
+LEVELS = ("3", "4", "5")  # of two steps and more
+
+
+@dataclass(frozen=True)
+class Case:
+    """One corrupted demonstration."""
+
+    kind: str
+    answer: str  # "right", "wrong" or "follows"
+    corrupted: int  # k
+    problem: Problem
+    response: str
+
+
+def build_cases(per_level: int, seed: int) -> list[Case]:
+    """Every kind of corruption of `per_level` problems a level, from no step to all of them."""
+    cases = []
+    levels = {name: tasks.LEVELS[name] for name in LEVELS}
+    for problem in tasks.arithmetic("test", per_level, seed, levels):
+        for kind, answer in KINDS:
+            for k in range(len(scoring.steps(problem.demo)) + 1):
+                rng = random.Random(f"{problem.question} {kind} {answer} {k} {seed}")
+                cases.append(Case(kind, answer, k, problem, corrupt(problem, kind, answer, k, rng)))
+    return cases
+
+
+def ranks(values: list[float]) -> np.ndarray:
+    """Ranks from 1; equal values share the mean of theirs.
+
+    >>> ranks([30, 10, 20, 10]).tolist()
+    [4.0, 1.5, 3.0, 1.5]
+    """
+    ordered = np.sort(values)
+    return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right") + 1) / 2
+
+
+def spearman(a: list[float], b: list[float]) -> float:
+    """Spearman's rank correlation: Pearson's correlation of the ranks. NaN if one side is all the same, or empty.
+
+    >>> round(spearman([1, 2, 3, 4], [9, 7, 7, 1]), 4), spearman([1, 2], [5, 5])
+    (-0.9487, nan)
+    """
+    if not a:
+        return math.nan
+    x, y = (r - r.mean() for r in (ranks(a), ranks(b)))
+    size = math.sqrt((x @ x) * (y @ y))
+    return float(x @ y / size) if size else math.nan
+
+
+def reward_only(pairs: list[tuple[Problem, str]]) -> list[float]:
+    """The baseline: a right response is a 10, a wrong one a 1."""
+    return [10.0 if scoring.verify(response, problem.answer) else 1.0 for problem, response in pairs]
+
+
+def rule_of_maths(pairs: list[tuple[Problem, str]]) -> list[float]:
+    """The rule scorer as for real maths: a demonstration with spaces in it is not one of the built-in task."""
+    return scoring.rule_scores([(replace(p, demo=p.demo.replace(";", "; ")), response) for p, response in pairs])
+
+
+def measure(cases: list[Case], scorers: dict[str, Scorer]) -> list[dict[str, Any]]:
+    """A row for each kind of corruption and one for all of them: the number of cases, and each scorer's correlation.
+
+    Cases without a score (NaN) are left out of it, and counted in `NAME missing` if there are any.
+    """
+    pairs = [(case.problem, case.response) for case in cases]
+    S = {name: scorer(pairs) for name, scorer in progress(scorers.items(), desc="scorers")}
+    rows = []
+    for kind, answer in [*KINDS, ("all", "")]:
+        index = [i for i, case in enumerate(cases) if kind == "all" or (case.kind, case.answer) == (kind, answer)]
+        row: dict[str, Any] = {"corruption": kind, "answer": answer, "cases": len(index)}
+        for name, values in S.items():
+            scored = [i for i in index if not math.isnan(values[i])]
+            row[name] = spearman([cases[i].corrupted for i in scored], [values[i] for i in scored])
+            if any(map(math.isnan, values)):
+                row[f"{name} missing"] = len(index) - len(scored)
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    names = list(rows[0])[3:]
+    width = {name: max(8, len(name)) + 2 for name in names}
+    lines = [f"{'corruption':16s}{'answer':9s}{'cases':>6s}" + "".join(f"{name:>{width[name]}s}" for name in names)]
+    for row in rows:
+        cells = [row[name] if isinstance(row[name], int) else f"{row[name]:+.2f}" for name in names]
+        cells = ["-" if cell == "+nan" else cell for cell in cells]
+        shown = "".join(f"{cell:>{width[name]}}" for name, cell in zip(names, cells, strict=True))
+        lines.append(f"{row['corruption']:16s}{row['answer']:9s}{row['cases']:6d}{shown}")
+    lines.append("-1: the more steps are corrupted, the lower the score; 0: no relation; -: all scores alike")
+    return "\n".join(lines)
+
+
+def make_scorers(args: Namespace) -> dict[str, Scorer]:
+    """Those that the flags name, beside the rule and the baseline."""
+    scorers: dict[str, Scorer] = {"rule": scoring.rule_scores, "rule of maths": rule_of_maths, "R only": reward_only}
+    if args.judge_model:
+        try:
+            policy = load_policy(args.judge_model)
+        except (OSError, ValueError) as error:
+            fail(f"--judge-model {args.judge_model} cannot be loaded: {str(error).strip().splitlines()[0]}")
+        scorers["local judge"] = endpoint.local_judge(policy, endpoint.Counters())
+    if args.judge_url:
+        cache = Path(args.judge_cache) if args.judge_cache else None
+        endpoint = endpoint.Endpoint(args.judge_url, args.judge_name, cache)
+        scorers["HTTP judge"] = endpoint.http_judge(endpoint, endpoint.Counters())
+    return scorers
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m analysis.scorers", description=__doc__)
+    parser.add_argument("--per-level", type=int, default=30, metavar="N", help="problems of each level (split test)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the problems and of what is corrupted")
+    parser.add_argument("--csv", metavar="FILE", help="where the table goes as well")
+    parser.add_argument("--judge-model", metavar="ID_OR_DIR", help="also the local judge by this causal LM")
+    parser.add_argument("--judge-url", metavar="URL", help="also the judge at this OpenAI-compatible endpoint")
+    parser.add_argument("--judge-name", metavar="NAME", help="the endpoint's name of the model")
+    parser.add_argument("--judge-cache", metavar="FILE", help="its scores by content, so that none is paid for twice")
+    args = parser.parse_args(argv)
+    if not 1 <= args.per_level <= 1000:
+        fail(f"--per-level must be from 1 to 1000, not {args.per_level}")
+    if bool(args.judge_url) != bool(args.judge_name):
+        fail("--judge-url and --judge-name go together")
+    try:
+        if args.csv:
+            Path(args.csv).open("a", encoding="utf-8").close()  # tried out before the work rather than after it
+    except OSError as error:
+        fail(f"--csv {args.csv}: cannot be written ({error.strerror}); choose another file")
+    cases, scorers = build_cases(args.per_level, args.seed), make_scorers(args)
+    try:
+        rows = measure(cases, scorers)
+    except endpoint.JudgeDown as error:
+        fail(str(error))
+    print(table(rows))
+    if args.csv:
+        with Path(args.csv).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[-1].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What a starting policy can do, level by level: is there something to learn, and something for the mask to decide?
+
+Samples groups at temperature 1, as training does, and prints for each level: accuracy, entropy, length, the share of
+groups with signal (neither all right nor all wrong), and the share of their responses that Eq. 8-9 keep.
+
+    python -m analysis.experiments.start [--model RUN_OR_DIR]
+"""
+
+from __future__ import annotations
+
+import torch
+
+import dagrpo
+import rollout
+import scoring
+import tasks
+from harness import report
+from harness.console import Parser, progress
+from harness.warm_start import find_start
+from policy import Policy, load_policy
+
+
+def describe(policy: Policy, problems: list[tasks.Problem], group_size: int, delta: float) -> dict[str, float]:
+    """The figures of one level's problems, each asked `group_size` times."""
+    rollouts = rollout.sample_groups(policy, problems, [group_size] * len(problems), max_new_tokens=64)
+    R, S = scoring.rewards(rollouts), scoring.scores(rollouts)  # (B, G)
+    A = dagrpo.group_advantages(R)  # (B, G)
+    keep = dagrpo.rectification_mask(A, S, delta)  # (B, G)
+    return {
+        "accuracy": R.mean().item(),
+        "entropy": report.mean_over(rollouts.entropy, rollouts.mask),
+        "length": rollouts.lengths.float().mean().item(),
+        "direct": sum(not scoring.steps(text) for text in rollouts.texts) / len(rollouts.texts),
+        "all wrong": (R == 0).all(dim=1).float().mean().item(),
+        "all right": (R == 1).all(dim=1).float().mean().item(),
+        "signal": (A != 0).any(dim=1).float().mean().item(),
+        "kept": report.mean_over(keep, A != 0),
+        "kept +": report.mean_over(keep, A > 0),
+        "kept -": report.mean_over(keep, A < 0),
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m analysis.start", description=__doc__)
+    parser.add_argument("--model", metavar="ID_OR_DIR", help="a run or model folder; without it the warm start")
+    parser.add_argument("--per-level", type=int, default=64, metavar="N", help="problems of each level (split train)")
+    parser.add_argument("--group-size", type=int, default=8, metavar="G", help="responses per problem")
+    parser.add_argument("--delta", type=float, default=3.0, help="of Eq. 8-9")
+    args = parser.parse_args(argv)
+    policy = load_policy(find_start(args.model))
+    torch.manual_seed(0)
+    rows = {}
+    for name, form in progress((tasks.LEVELS | tasks.OOD_LEVELS).items(), desc="levels"):
+        problems = tasks.arithmetic("train", args.per_level, seed=1, levels={name: form})
+        rows[name] = describe(policy, problems, args.group_size, args.delta)
+    print(f"{'level':10s}" + "".join(f"{column:>10s}" for column in next(iter(rows.values()))))
+    for name, row in rows.items():
+        print(f"{name:10s}" + "".join(f"{'-':>10s}" if x is None else f"{x:10.2f}" for x in row.values()))
+
+
+if __name__ == "__main__":
+    main()

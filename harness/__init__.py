@@ -1,0 +1,1 @@
+"""What stands around the training loop: settings, the run folder, the report, the console."""

@@ -1,0 +1,252 @@
+"""The settings of a run: one frozen dataclass, the flags of train.py, as --help teaches them.
+
+A preset is a list of flags, written as one would type them; flags beside it overrule it. The recipe of a method
+(dagrpo.METHODS) says what its paper says; --scale, --divisor and --anchor-ratio overrule the recipe.
+
+Each class here is a group of flags in --help; `Config` is all of them. transformers' HfArgumentParser makes the flags.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from transformers import HfArgumentParser
+
+import dagrpo
+import tasks
+from dagrpo import Recipe
+from harness.console import Parser, fail
+from maths.data import INSTRUCTION
+
+PRESETS = {
+    "builtin": (
+        "the default: the built-in arithmetic and its own small policy, two CPU cores",
+        "--steps 100 --batch-prompts 16 --group-size 8 --max-new-tokens 64 --lr 3e-5 --updates-per-batch 2",
+    ),
+    "smollm2": (
+        "SmolLM2-135M on GSM8K, a CPU",
+        "--model HuggingFaceTB/SmolLM2-135M-Instruct --data openai/gsm8k:main "
+        "--instruction 'Give the final answer after ####.' --steps 30 --batch-prompts 2 "
+        "--group-size 8 --max-new-tokens 128 --lr 1e-5 --updates-per-batch 1 --micro-batch-tokens 2048 --save-every 10",
+    ),
+    "qwen": (
+        "Qwen2.5-0.5B-Instruct on GSM8K, one GPU; not run yet",
+        "--model Qwen/Qwen2.5-0.5B-Instruct --data openai/gsm8k:main "
+        "--instruction 'Give the final answer after ####.' --steps 200 --batch-prompts 32 --group-size 8 "
+        "--max-new-tokens 512 --lr 1e-6 --updates-per-batch 2 --micro-batch-tokens 16384 --gradient-checkpointing "
+        "--log-rollouts-every 5",
+    ),
+    "paper": (
+        "every setting of the paper's section 6; not run yet. Its model has a window of 4,096 tokens, and the paper "
+        "does not say how 8,192 fit: give a copy whose config.json extends it",
+        "--model Qwen/Qwen2.5-Math-7B --data Elliott/Openr1-Math-46k-8192 --steps 500 --batch-prompts 128 "
+        "--group-size 8 --max-new-tokens 8192 --temperature 1.0 --lr 1e-6 --updates-per-batch 2 --delta 3 "
+        "--scorer judge --judge-url https://api.openai.com/v1 --judge-name gpt-4o --gradient-checkpointing "
+        "--micro-batch-tokens 16384 --log-rollouts-every 10",
+    ),
+}
+
+
+def flag(default: Any, text: str, metavar: str | None = None, **more: Any) -> Any:
+    """A field whose help text is `text`."""
+    return field(default=default, metadata={"help": text, **({"metavar": metavar} if metavar else {}), **more})
+
+
+@dataclass(frozen=True)
+class Target:
+    """what to train, and where to write"""
+
+    method: str = flag("", f"one of {', '.join(dagrpo.METHODS)}", "M", required=True, choices=list(dagrpo.METHODS))
+    out: str = flag("", "the run folder", "DIR", required=True)
+    steps: int = flag(100, "one rollout batch each", "N")
+    seed: int = flag(0, "order of prompts, and sampling", "S")
+    preset: str | None = flag(None, "flags to begin with, listed at the end", "NAME", choices=list(PRESETS))
+    resume: bool = flag(False, "go on from the last checkpoint in --out")
+    overwrite: bool = flag(False, "replace the run in --out")
+    plain: bool = flag(False, "the plain path of rollout.py instead of fast/: to read and to step through")
+
+
+@dataclass(frozen=True)
+class Start:
+    """where it starts"""
+
+    model: str | None = flag(None, "a causal LM; without it the built-in warm start", "ID_OR_DIR")
+    init_from: str | None = flag(None, "a run folder or model folder to start from (sft, then grpo)", "DIR")
+    lora_rank: int = flag(0, "train a LoRA; 0: all weights", "R")
+
+
+@dataclass(frozen=True)
+class Problems:
+    """the problems
+
+    Without --data the built-in arithmetic. Known by their columns are GSM8K (question, answer with ####), MATH
+    (problem, solution, answer) and OpenR1-Math (prompt, target, reward_model.ground_truth); for others, name the
+    columns, nested ones with dots. `python -m maths.data FILE` shows what would be read.
+    """
+
+    levels: str = flag(",".join(tasks.LEVELS), "levels of the built-in task", "L,..")
+    data: str | None = flag(None, "JSONL, JSON or parquet file, or hub id[:configuration]", "FILE_OR_ID")
+    data_split: str = flag("train", "of a hub id", "NAME")
+    data_limit: int | None = flag(None, "only the first N usable problems", "N")
+    question_column: str | None = flag(None, "the column of the question", "NAME")
+    answer_column: str | None = flag(None, "the column of the answer", "NAME")
+    demo_column: str | None = flag(None, "the column of the demonstration", "NAME")
+    level_column: str | None = flag(None, "the column of the level", "NAME")
+    instruction: str | None = flag(None, f"appended to every question of --data [{INSTRUCTION}]", "TEXT")
+
+
+@dataclass(frozen=True)
+class GroupShape:
+    """the groups"""
+
+    batch_prompts: int = flag(16, "prompts per step", "B")
+    group_size: int = flag(8, "rows per prompt, an anchor included", "G")
+    max_new_tokens: int = flag(64, "longest response, end token included", "T")
+    temperature: float = flag(1.0, "of sampling, and of the log-probs trained", "X")
+
+
+@dataclass(frozen=True)
+class Mask:
+    """mechanism 1: the mask (Eq. 8-9; dagrpo_on, dagrpo)
+
+    A right response stays if it scores at least delta more than the best wrong one, a wrong one if it scores at
+    least delta less than the worst right one. Scores go from 1 to 10; the paper's delta is 3.
+    """
+
+    scorer: Literal["rule", "judge", "local"] = flag(
+        "rule", "S by rule, exact on the built-in task; by an OpenAI-compatible endpoint; by a local model"
+    )
+    judge_url: str | None = flag(None, "the endpoint; its key, if any, from OPENAI_API_KEY", "URL")
+    judge_name: str | None = flag(None, "the endpoint's name of the model", "NAME")
+    judge_model: str | None = flag(None, "of --scorer local", "ID_OR_DIR")
+    judge_concurrency: int = flag(16, "requests at a time", "N")
+    judge_cache: str | None = flag(None, "scores by content; runs may share it [OUT/judge.jsonl]", "FILE")
+    delta: float = flag(3.0, "0 masks only what is on the wrong side", "D")
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """mechanism 2: anchors (Eq. 11; luffy, dagrpo)
+
+    A verified demonstration takes one of a group's G places.
+    """
+
+    anchor_when: Literal["always", "hard"] = flag("always", "hard: only if no rollout is right")
+    anchor_ratio: Literal["one", "shaped"] | None = flag(None, "shaped: p / (p + 0.1), LUFFY's [the recipe's]")
+    extra_anchor: bool = flag(False, "G rollouts and an anchor, instead of G in all")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """the loss; what is not given is as the recipe says"""
+
+    scale: Literal["none", "group"] | None = flag(None, "divide advantages by the group's std? (Eq. 1)")
+    divisor: Literal["constant", "sequence", "tokens"] | None = flag(None, "length normalisation (Eq. 10)")
+    kl_beta: float = flag(0.0, "weight of KL to the starting policy (Eq. 2)", "BETA")
+    overlong_buffer: int = flag(0, "DAPO: penalty on the last T tokens", "T")
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """the optimiser"""
+
+    lr: float = flag(3e-5, "AdamW's, constant; on the built-in task 1e-4 is too high", "LR")
+    updates_per_batch: int = flag(2, "prompts are split among them", "K")
+    max_grad_norm: float = flag(1.0, "the norm is logged before it is clipped", "X")
+    gradient_checkpointing: bool = flag(False, "less memory, more time")
+    bf16: bool = flag(False, "multiply in bf16 on a CPU too: pays where it has units for it")
+    micro_batch_tokens: int = flag(16384, "bounds memory, changes no gradient", "N")
+
+
+@dataclass(frozen=True)
+class Saving:
+    """what is saved and shown"""
+
+    save_every: int = flag(50, "steps between checkpoints", "K")
+    keep: int = flag(1, "checkpoints that stay, the latest included", "N")
+    log_rollouts_every: int = flag(1, "thins rollouts.jsonl", "K")
+    show_every: int = flag(25, "print two groups; 0: never", "K")
+
+
+GROUPS = (Target, Start, Problems, GroupShape, Mask, Anchors, Loss, Optimiser, Saving)
+
+
+@dataclass(frozen=True)
+class Config(*reversed(GROUPS)):  # so that its fields are in their order
+    """Every setting of a run."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The method's recipe, with the choices that flags override."""
+        given = {name: getattr(self, name) for name in ("anchor_ratio", "scale", "divisor") if getattr(self, name)}
+        return replace(dagrpo.METHODS[self.method], **given)
+
+
+class ConfigParser(Parser, HfArgumentParser):
+    """Flags from dataclasses: a group of --help for each, named by the first line of its docstring."""
+
+    def _add_dataclass_arguments(self, kind: type) -> None:
+        title, _, description = kind.__doc__.partition("\n")
+        kind._argument_group_name = title
+        super()._add_dataclass_arguments(kind)
+        self._action_groups[-1].description = "\n".join(line.strip() for line in description.strip().splitlines())
+
+
+def build_parser(about: str | None = None, **more: Any) -> ConfigParser:
+    """All flags, grouped as --help shows them, and the presets."""
+    presets = "\n\n".join(f"{name}: {what}\n    {flags}" for name, (what, flags) in PRESETS.items())
+    epilog = f"presets; what you give beside them overrules them\n\n{presets}"
+    usage = "python train.py --method M --out DIR [flags]"
+    return ConfigParser(GROUPS, **{"prog": "train.py", "usage": usage, "description": about, "epilog": epilog} | more)
+
+
+def preset_flags(argv: list[str]) -> list[str]:
+    """The flags of the preset that `argv` names."""
+    first = Parser(add_help=False)
+    first.add_argument("--preset", choices=PRESETS)
+    name = first.parse_known_args(argv)[0].preset
+    return shlex.split(PRESETS[name][1]) if name else []
+
+
+def parse(argv: list[str], about: str | None = None) -> Config:
+    """The checked settings. A preset's flags come first, so that those beside it overrule them."""
+    config = Config(**vars(build_parser(about).parse_args([*preset_flags(argv), *argv])))
+    check(config)
+    return config
+
+
+LEAST = {
+    "steps": 1, "batch_prompts": 1, "max_new_tokens": 1, "updates_per_batch": 1, "save_every": 1, "keep": 1,
+    "log_rollouts_every": 1, "show_every": 0, "micro_batch_tokens": 1, "delta": 0, "kl_beta": 0, "overlong_buffer": 0,
+    "lora_rank": 0, "judge_concurrency": 1, "data_limit": 1, "group_size": 2,
+}  # fmt: skip
+POSITIVE = ("lr", "temperature", "max_grad_norm")
+
+
+def check(config: Config) -> None:
+    """One clear line for a value that cannot work, before anything is written."""
+    for name, value in asdict(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            fail(f"--{name.replace('_', '-')} must be a finite number, not {value}")
+        if value is not None and name in LEAST and not value >= LEAST[name]:
+            why = ": a group needs something to compare with" if name == "group_size" else ""
+            fail(f"--{name.replace('_', '-')} must be at least {LEAST[name]}, not {value}{why}")
+        if name in POSITIVE and not value > 0:
+            fail(f"--{name.replace('_', '-')} must be above 0, not {value}")
+    if config.batch_prompts % config.updates_per_batch:
+        prompts, updates = config.batch_prompts, config.updates_per_batch
+        fail(f"--batch-prompts {prompts} cannot be split into --updates-per-batch {updates}")
+    if config.resume and config.overwrite:
+        fail("--resume and --overwrite exclude each other")
+    if config.model and config.init_from:
+        fail("--model and --init-from both say where to start: give one of them")
+    for scorer, flags in {"judge": ("judge_url", "judge_name"), "local": ("judge_model",)}.items():
+        for name in flags:
+            if config.scorer == scorer and not getattr(config, name):
+                fail(f"--scorer {scorer} needs --{name.replace('_', '-')}")
+    unknown = set(config.levels.split(",")) - set(tasks.LEVELS)
+    if unknown:
+        fail(f"--levels: there is no level {', '.join(sorted(unknown))}; choose from {', '.join(tasks.LEVELS)}")

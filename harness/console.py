@@ -1,0 +1,70 @@
+"""What the command lines share: errors of one line, help that keeps its paragraphs, progress bars."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the program with one line on stderr and exit status 2: what is wrong, and what to do."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def first_line(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
+
+
+@contextmanager
+def one_line(what: str, *errors: type[Exception]) -> Iterator[None]:
+    """Ends the program with one line, `what` and the error's first, if one of these errors comes out of the block."""
+    try:
+        yield
+    except errors as error:
+        fail(f"{what}: {first_line(error)}")
+
+
+def need(module: str, what: str) -> ModuleType:
+    """Imports an optional package, or ends the program with the line that says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        fail(f"{what} needs the package {module}: .venv/bin/python -m pip install -r requirements-extra.txt")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors, and help texts that stand as they are written."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, formatter_class=_Help, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message} (--help lists all flags)")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """`--batch-prompts B`: the one spelling, and no value for a switch."""
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        shown = "" if action.nargs in (0, "?") else self._format_args(action, action.dest.upper())
+        return f"{action.option_strings[-1]} {shown}".strip()
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        """Adds the default where there is one worth telling."""
+        told = action.default in (None, False, argparse.SUPPRESS) or action.default == ""
+        return action.help if told else f"{action.help} [%(default)s]"
+
+
+def progress(steps: Iterable, **kwargs: Any) -> tqdm:
+    """A tqdm bar; where nobody watches (a log file, CI) a line only every ten seconds."""
+    return tqdm(steps, mininterval=0.2 if sys.stderr.isatty() else 10, dynamic_ncols=True, **kwargs)

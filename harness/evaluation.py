@@ -1,0 +1,165 @@
+"""What stands around eval.py: its flags, what is refused before a model is loaded, and where the results go."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from harness.config import ConfigParser, flag
+from harness.console import fail, one_line
+from harness.runfolder import aside
+from harness.warm_start import find_start
+from maths import benchmarks, data
+from policy import Policy, load_policy
+from tasks import Problem
+
+OF_CHOICES = benchmarks.CHOICE_INSTRUCTION.removeprefix(data.INSTRUCTION).strip()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """the flags of eval.py"""
+
+    model: str = flag("warm_start", "run folder, model folder or hub id [warm_start, where every method begins]", "M")
+    benchmarks: str = flag("test,ood", f"of {', '.join([*benchmarks.BUILT_IN, *benchmarks.PAPER])}", "A,B")
+    benchmark_dir: str | None = flag(None, "where their files are, instead of on the hub", "DIR")
+    per_level: int | None = flag(None, "built-in: problems a level [100; 50 of validation]", "N")
+    limit: int | None = flag(None, "at most N problems of a benchmark, evenly from all", "N")
+    k: int | None = flag(None, "sampled responses per problem [4, the paper's 32 or 1]", "N")
+    temperature: float | None = flag(None, "of sampling [1, the paper's 0.6]", "T")
+    max_new_tokens: int | None = flag(None, "longest response [64, the paper's 8192]", "T")
+    batch: int | None = flag(None, "responses generated at a time [256, and 32]", "N")
+    seed: int = flag(0, "of sampling; the problems stay the same", "S")
+    instruction: str | None = flag(
+        None,
+        f"appended to each question, except in the built-in task; '': nothing [{data.INSTRUCTION} "
+        f"Of multiple choice also: {OF_CHOICES}]",
+        "TEXT",
+    )
+    out: str | None = flag(None, "where results go [RUN/eval.json; RUN/benchmarks.json if not built in]", "FILE.json")
+    overwrite: bool = flag(False, "sample again what the files of responses hold")
+    plain: bool = flag(False, "the plain path of rollout.py instead of fast/")
+
+    def protocol(self, name: str) -> dict[str, Any]:
+        """How a benchmark is asked: as the flags say, else as is usual for the built-in ones, else as in the paper.
+
+        >>> Settings(temperature=0.9).protocol("aime24")
+        {'k': 32, 'temperature': 0.9, 'max_new_tokens': 8192, 'batch': 32}
+        """
+        built_in = name in benchmarks.BUILT_IN
+        usual = {
+            "k": 4 if built_in else benchmarks.get(name).k,
+            "temperature": 1.0 if built_in else benchmarks.TEMPERATURE,
+            "max_new_tokens": 64 if built_in else benchmarks.MAX_NEW_TOKENS,
+            "batch": 256 if built_in else 32,
+        }
+        return {name: value if getattr(self, name) is None else getattr(self, name) for name, value in usual.items()}
+
+
+def parse(argv: list[str], about: str | None) -> tuple[Settings, dict[str, tuple[list[Problem], int]], Path | None]:
+    """The settings, what load_problems gives for each benchmark, and the file of the results.
+
+    One clear line for what cannot work, before a model is loaded.
+    """
+    parser = ConfigParser((Settings,), prog="eval.py", description=about, usage="python eval.py --model M [flags]")
+    settings = Settings(**vars(parser.parse_args(argv)))
+    find_model(settings.model)
+    return settings, check(settings), place_output(settings)
+
+
+def check(settings: Settings) -> dict[str, tuple[list[Problem], int]]:
+    """The problems of every benchmark, once all settings make sense."""
+    for name in ("per_level", "limit", "max_new_tokens", "batch"):
+        if getattr(settings, name) is not None and getattr(settings, name) < 1:
+            fail(f"--{name.replace('_', '-')} must be at least 1, not {getattr(settings, name)}")
+    if settings.k is not None and settings.k < 0:
+        fail(f"--k must be at least 0, not {settings.k} (0: no sampling, greedy alone)")
+    if settings.temperature is not None and not 0 < settings.temperature < math.inf:
+        fail(
+            f"--temperature must be above 0, not {settings.temperature} (greedy accuracy is reported on the built-in "
+            "task anyway)"
+        )
+    if settings.benchmark_dir and not Path(settings.benchmark_dir).is_dir():
+        fail(f"--benchmark-dir {settings.benchmark_dir}: there is no such folder")
+    asked = dict.fromkeys(settings.benchmarks.split(","))
+    known = [*benchmarks.BUILT_IN, *benchmarks.PAPER]
+    for name in asked:
+        if name not in known and (not settings.benchmark_dir or not name or Path(name).name != name):
+            fail(f"--benchmarks: there is no {name!r}; choose from {', '.join(known)}")
+        if settings.k == 0 and name not in benchmarks.BUILT_IN:
+            fail(f"--k 0: {name} supports sampling only: use --k 1 or more")
+    return {name: load_problems(settings, name) for name in asked}
+
+
+def load_problems(settings: Settings, name: str) -> tuple[list[Problem], int]:
+    """The problems of a benchmark as the model is asked, and how many rows of it cannot be used; a line says why."""
+    if name in benchmarks.BUILT_IN:
+        try:
+            return benchmarks.built_in(name, settings.per_level, settings.limit), 0
+        except ValueError as error:
+            fail(f"--per-level {settings.per_level}: {error}; ask for fewer")
+    directory = Path(settings.benchmark_dir) if settings.benchmark_dir else None
+    problems, report = benchmarks.load(name, directory, settings.limit)
+    if report.skipped:
+        print(f"{name}: {report}", file=sys.stderr)
+    instruction = benchmarks.get(name).instruction if settings.instruction is None else settings.instruction
+    return data.instruct(problems, instruction), report.skipped.total()
+
+
+def find_model(name: str) -> None:
+    """Ends the program if a name can only be a missing folder: the hub's answer would be a traceback."""
+    if name == "warm_start":
+        return
+    with one_line(f"--model {name} cannot be read", OSError):
+        where = Path(find_start(name))
+    if not where.exists() and where.parent.is_dir():
+        fail(f"--model {name}: there is no such folder (and a hub id has the form owner/name)")
+
+
+def place_output(settings: Settings) -> Path | None:
+    """Where the results go, tried out before the work rather than after it. None: they are only printed."""
+    run = Path(settings.model)
+    is_run = (run / "config.json").exists() and (run / "checkpoint").is_dir()
+    only_built_in = benchmarks.BUILT_IN.keys() >= set(settings.benchmarks.split(","))
+    usual = run / ("eval.json" if only_built_in else "benchmarks.json")
+    out = Path(settings.out) if settings.out else usual if is_run else None
+    if out:
+        try:
+            if out.is_dir():
+                fail(f"--out {out} is a folder: name a file in it")
+            out.parent.mkdir(parents=True, exist_ok=True)
+            Path(f"{out}.partial").touch()
+            Path(f"{out}.partial").unlink()
+        except OSError as error:
+            fail(f"--out {out}: cannot be written ({error.strerror}); choose another file")
+    return out
+
+
+def open_policy(name: str) -> Policy:
+    """The model of --model, or one line that says why not."""
+    try:
+        return load_policy(find_start(name))
+    except (OSError, ValueError, SafetensorError) as error:  # of the hub, of damaged files, of unknown models
+        where = "" if Path(name).exists() else " (no such folder here, so looked up on the hub)"
+        fail(f"--model {name} cannot be loaded{where}: {str(error).strip().splitlines()[0]}")
+
+
+def write(settings: Settings, policy: Policy, out: Path, parts: dict[str, Any]) -> None:
+    """The results as JSON, renamed when whole: a killed evaluation leaves what was there before."""
+    first = next((name for name in parts if name in benchmarks.BUILT_IN), next(iter(parts)))
+    record = {"settings": asdict(settings) | settings.protocol(first), "benchmarks": parts}
+    record |= {"seconds": sum(part["seconds"] for part in parts.values())}
+    record |= {"model": policy.model.name_or_path, "device": str(policy.device), "torch": torch.__version__}
+    try:
+        with aside(out) as file:
+            file.write(json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        fail(f"--out {out}: cannot be written ({error.strerror}); make room, or choose another file")
+    print(f"written: {out}")

@@ -1,0 +1,145 @@
+"""What stands around the training loop: the run folder, signals, checkpoints, progress, and errors in one line.
+
+    with Session(config) as session:            the folder is ours; another process is kept out
+        for step in session.steps(run, task):   from the checkpoint's step on, until --steps or until somebody stops it
+            ...
+            session.record(groups, figures)     metrics.csv, rollouts.jsonl, the screen, a checkpoint when it is due
+
+An error that a user can do something about leaves the `with` as one line that says what, and how to go on.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from harness import runfolder
+from harness.config import Config
+from harness.console import fail, first_line, progress
+from harness.prepare import Task
+from harness.report import measure, percent, records, show
+from judges.prompt import JudgeDown
+from rollout import Groups
+
+MOST_NOT_FINITE = 5  # updates in a row
+
+
+class Session:
+    """One run of train.py in its folder; `checkpoint` is the one to go on from, if there is one."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.out = config, Path(config.out)
+        self.stop: list[int] = []  # signals that ask the run to stop
+        self.around = ExitStack()
+
+    def __enter__(self) -> Session:
+        config = self.config
+        self.checkpoint = self.around.enter_context(runfolder.claim(self.out, config.resume, config.overwrite))
+        if self.checkpoint and (differ := runfolder.changed(self.out, asdict(config))):
+            self.around.close()
+            fail(
+                f"--resume: this would be another run: {'; '.join(differ)}. Take the same flags, or start a new run "
+                f"from this one's weights: --init-from {self.out}"
+            )
+        return self
+
+    def steps(self, run: Any, task: Task) -> Iterator[int]:
+        """The numbers of the steps that `run`, a train.Run, has to take, from 0; begins the folder, shows progress."""
+        config = self.config
+        self.run, self.task = run, task
+        self.begin_folder()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.around.callback(signal.signal, number, signal.signal(number, self.on_signal))
+        steps = range(run.step, config.steps)
+        self.bar = progress(steps, desc=config.method, unit="step", initial=run.step, total=config.steps)
+        self.around.callback(self.bar.close)
+        for step in self.bar:
+            self.before, self.began = runfolder.random_state(), time.perf_counter()
+            yield step
+
+    def on_signal(self, number: int, _frame: Any) -> None:
+        """Lets the step finish, then a checkpoint is written; asked a second time, it ends at once."""
+        if self.stop:
+            sys.exit(128 + number)
+        self.stop.append(number)
+
+    def begin_folder(self) -> None:
+        """Cuts a run that goes on back to its checkpoint; of a new one, writes config.json. No key is in it."""
+        config, run = self.config, self.run
+        if self.checkpoint:
+            runfolder.cut_back(self.out, run.step)
+            print(f"going on after step {run.step} of {config.steps}", file=sys.stderr)
+            return
+        if config.resume:
+            print(f"{self.out} holds no checkpoint: starting from the beginning", file=sys.stderr)
+        runfolder.clear(self.out)
+        about = asdict(config) | {"recipe": asdict(run.recipe), "experiment": run.experiment}
+        about |= {"anchors": self.task.fates, "problems": len(self.task.problems)}
+        runfolder.write_config(self.out, about)
+
+    def record(self, groups: Groups, figures: dict[str, Any]) -> None:
+        """A step is done: files, screen, checkpoint. Ends the program if a signal has asked for it."""
+        run, config = self.run, self.config
+        run.step += 1
+        seconds = {"rollout_seconds": time.perf_counter() - self.began - figures["train_seconds"]}
+        row = {"step": run.step, **measure(groups, self.task.levels), **seconds, **figures}
+        if self.task.judged:
+            row |= {"judge_saved": int((groups.advantages == 0).sum()), **self.task.judged.take()}
+        runfolder.append_metrics(self.out, row)
+        if run.step % config.log_rollouts_every == 0:
+            runfolder.append_rollouts(self.out, records(groups, run.step))
+        if row["skipped_updates"]:
+            self.look_into(groups)
+        if config.show_every and run.step % config.show_every == 0:
+            self.bar.write(show(groups, run.step, config.delta))
+        shown = {"loss": f"{row['loss']:.3f}"} if row["reward"] is None else {"reward": f"{row['reward']:.2f}"}
+        self.bar.set_postfix(**shown, kept=percent(row["kept_fraction"]), refresh=False)
+        if self.stop or run.step == config.steps or run.step % config.save_every == 0:
+            self.save()
+        if self.stop:
+            self.bar.close()
+            print(f"stopped after step {run.step}; add --resume to the same command to go on", file=sys.stderr)
+            sys.exit(128 + self.stop[0])
+
+    def look_into(self, groups: Groups) -> None:
+        """A gradient was not finite: the groups are saved, and after MOST_NOT_FINITE updates in a row the run ends."""
+        self.bar.write(f"step {self.run.step}: an update was skipped, its gradient was not finite")
+        runfolder.append_rollouts(self.out, records(groups, self.run.step), "nonfinite.jsonl")
+        self.bar.write("its groups are in nonfinite.jsonl")
+        if self.run.not_finite >= MOST_NOT_FINITE:
+            raise FloatingPointError(
+                f"{self.run.not_finite} gradients in a row were not finite: start again with a lower --lr"
+            )
+
+    def save(self) -> None:
+        run = self.run
+        trainer = {"step": run.step, "optimizer": run.optimizer.state_dict(), "start_entropy": run.start_entropy}
+        runfolder.save_checkpoint(self.out, run.policy, trainer, self.config.keep)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Errors that a user can do something about become one line; others go on their way."""
+        try:
+            if isinstance(error, JudgeDown | FloatingPointError):
+                if isinstance(error, JudgeDown) and hasattr(self, "before"):
+                    runfolder.set_random_state(self.before)  # on resume the step is taken again, as it would have been
+                    self.save()
+                self.around.close()
+                fail(f"{error}. {self.how_to_go_on()}")
+            if isinstance(error, OSError) and hasattr(self, "run"):
+                self.around.close()
+                fail(f"--out {self.out}: {first_line(error)}. Make room, or allow writing. {self.how_to_go_on()}")
+        finally:
+            self.around.close()
+
+    def how_to_go_on(self) -> str:
+        folder = runfolder.find_checkpoint(self.out)
+        if folder is None:
+            return "There is no checkpoint yet"
+        return f"The checkpoint is of step {(folder / 'step').read_text()}: add --resume to the same command to go on"

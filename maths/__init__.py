@@ -1,0 +1,1 @@
+"""Problems with real mathematics: rows of a data set, problems, answers and their verifier, benchmarks."""

@@ -1,0 +1,196 @@
+"""The list of benchmarks: the built-in ones, and the paper's nine with where they come from and how they are asked.
+
+Section 6 of the paper: temperature 0.6, top-p 1, at most 8,192 tokens; avg@32 on AIME 24, AIME 25 and AMC, which have
+few problems, pass@1 (one sampled response) on the others. Six benchmarks are mathematics as in training, three are
+multiple choice from elsewhere. The paper does not say which copies of them it used; `PAPER` has the hub's usual ones.
+
+Multiple choice has its options lettered into the question, and the answer is the letter. GPQA's file has the right
+option in a column of its own, so the options are put into an order that a hash decides, the same on every machine.
+
+    python benchmarks.py            the list
+    python benchmarks.py DIR        and what of it is in DIR
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+import tasks
+from harness.console import fail
+from maths import data, rows
+from maths.data import INSTRUCTION, Report
+from tasks import Problem
+
+# Benchmarks of the built-in task: split, levels, problems per level (level 1 has only about 60 questions in validation)
+BUILT_IN = {
+    "test": ("test", tasks.LEVELS, 100),
+    "ood": ("test", tasks.OOD_LEVELS, 100),
+    "validation": ("validation", tasks.LEVELS, 50),
+}
+CHOICE_INSTRUCTION = f"{INSTRUCTION} The final answer is the letter of the right choice."
+TEMPERATURE, MAX_NEW_TOKENS = 0.6, 8192  # the paper's, of the nine
+
+Options = tuple[list[str], int]  # the options of a question in their order, and which of them is right
+
+
+def arc_options(row: dict[str, Any]) -> Options:
+    """`choices` holds texts and labels (A, B ... or 1, 2 ...); `answerKey` is a label."""
+    return row["choices"]["text"], row["choices"]["label"].index(row["answerKey"])
+
+
+def gpqa_options(row: dict[str, Any]) -> Options:
+    """Sorted by a hash of question and option: a shuffle that no random generator decides."""
+    right = row["Correct Answer"].strip()
+    options = [right, *(row[f"Incorrect Answer {i}"].strip() for i in (1, 2, 3))]
+    options.sort(key=lambda option: hashlib.sha256(f"{row['Question']}\n{option}".encode()).digest())
+    return options, options.index(right)
+
+
+def mmlu_pro_options(row: dict[str, Any]) -> Options:
+    return row["options"], ascii_uppercase.index(row["answer"])
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One of the paper's: its column in Table 1, where it is, its columns there, and k, the sampled responses."""
+
+    title: str
+    hub: str = ""  # owner/name:configuration; "": only as a local file
+    split: str = "test"
+    question: str = "problem"
+    answer: str = "answer"
+    k: int = 1
+    options: Callable[[dict[str, Any]], Options] | None = None  # multiple choice
+    ood: bool = False
+
+    @property
+    def instruction(self) -> str:
+        """What is appended to its questions, unless a flag says otherwise."""
+        return CHOICE_INSTRUCTION if self.options else INSTRUCTION
+
+
+PAPER = {
+    "aime24": Benchmark("AIME 24", "HuggingFaceH4/aime_2024", split="train", k=32),
+    "aime25": Benchmark("AIME 25", "math-ai/aime25", k=32),
+    "amc": Benchmark("AMC", "AI-MO/aimo-validation-amc", split="train", k=32),  # answers are floats: 142.0
+    "math500": Benchmark("MATH-500", "HuggingFaceH4/MATH-500"),
+    "minerva": Benchmark("Minerva", "math-ai/minervamath", question="question"),
+    "olympiadbench": Benchmark("Olympiad", "math-ai/olympiadbench", question="question", answer="final_answer"),
+    "arc_c": Benchmark("ARC-c", "allenai/ai2_arc:ARC-Challenge", question="question", options=arc_options, ood=True),
+    "gpqa_diamond": Benchmark(  # gated: needs a login on the hub, and its terms accepted
+        "GPQA-D", "Idavidrein/gpqa:gpqa_diamond", "train", question="Question", options=gpqa_options, ood=True
+    ),
+    "mmlu_pro": Benchmark("MMLU-Pro", "TIGER-Lab/MMLU-Pro", question="question", options=mmlu_pro_options, ood=True),
+}
+
+
+def get(name: str) -> Benchmark:
+    """One of PAPER; any other name stands for a file of --benchmark-dir, asked in the same way, once."""
+    return PAPER.get(name, Benchmark(name))
+
+
+def built_in(name: str, per_level: int | None = None, limit: int | None = None) -> list[Problem]:
+    """The problems of a built-in benchmark, level by level; `limit` in all, taken evenly from the levels."""
+    split, levels, usual = BUILT_IN[name]
+    problems = tasks.arithmetic(split, per_level or usual, levels=levels)
+    by_level = [[problem for problem in problems if problem.level == level] for level in levels]
+    turns = [problem for turn in zip(*by_level, strict=True) for problem in turn]  # one of each level, then the next
+    chosen = set(turns[:limit])
+    return [problem for problem in problems if problem in chosen]
+
+
+def load(name: str, directory: Path | None = None, limit: int | None = None) -> tuple[list[Problem], Report]:
+    """The problems of another benchmark, from its file in `directory` or from the hub, and what was skipped.
+
+    `limit` takes at most that many, evenly from the whole: files are often sorted by subject. Ends the program with one
+    line if there is nothing to be had.
+    """
+    benchmark = get(name)
+    if directory:
+        source, columns = str(local_file(name, directory)), {}
+        found = list(rows.read_rows(source))
+    else:
+        source, columns = benchmark.hub, {"question": "problem", "answer": "answer"}
+        found = [to_row(row, benchmark) for row in rows.read_rows(source, benchmark.split)]
+    if limit and limit < len(found):
+        found = [found[i * len(found) // limit] for i in range(limit)]
+    problems, report = data.to_problems(found, source, columns)
+    return [replace(problem, level=data.ALL) for problem in problems], report
+
+
+def local_file(name: str, directory: Path) -> Path:
+    """NAME.parquet, NAME.jsonl or NAME.json in the directory."""
+    for ending in rows.READERS:
+        if (directory / f"{name}{ending}").is_file():
+            return directory / f"{name}{ending}"
+    fail(f"--benchmark-dir {directory} has no {name} in it: a file {name} that ends in {', '.join(rows.READERS)}")
+
+
+def to_row(row: dict[str, Any], benchmark: Benchmark) -> dict[str, Any]:
+    """A row of the hub's as `problem` and `answer`. What is not there becomes None, and data.to_problem says so.
+
+    >>> row = {"question": "1+1?", "choices": {"text": ["3", "2"], "label": ["1", "2"]}, "answerKey": "2"}
+    >>> to_row(row, PAPER["arc_c"])
+    {'problem': '1+1?\\n\\nA) 3\\nB) 2', 'answer': 'B'}
+    """
+    question, answer = row.get(benchmark.question), row.get(benchmark.answer)
+    if benchmark.options:
+        try:
+            options, right = benchmark.options(row)
+            lines = [f"{letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False)]
+            question, answer = "\n".join([question.strip(), "", *lines]), ascii_uppercase[right]
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError):
+            answer = None
+    return {"problem": question, "answer": answer}
+
+
+def table(model: str, accuracy: dict[str, float]) -> str:
+    """One row of the paper's Table 1, in percent, from accuracies in [0, 1]: of those of the nine that were run.
+
+    The averages are of single benchmarks: AIME 24 and 25 count as two, as in the paper.
+
+    >>> print(table("DaGRPO", {"aime24": 0.295, "aime25": 0.209, "amc": 0.63, "gpqa_diamond": 0.409}))
+    model   AIME 24/25   AMC  avg of 3  |  GPQA-D  avg of 1
+    DaGRPO   29.5/20.9  63.0      37.8  |    40.9      40.9
+    """
+    columns = [("model", model)]
+    for ood in (False, True):
+        side = {b.title: accuracy[name] for name, b in PAPER.items() if b.ood is ood and name in accuracy}
+        if not side:
+            continue
+        if len(columns) > 1:
+            columns.append(("|", "|"))
+        cells = {title: f"{100 * share:.1f}" for title, share in side.items()}
+        if {"AIME 24", "AIME 25"} <= cells.keys():
+            both = {"AIME 24/25": f"{cells.pop('AIME 24')}/{cells.pop('AIME 25')}"}
+            cells = both | cells
+        complete = len(side) == sum(b.ood is ood for b in PAPER.values())
+        columns += cells.items()
+        columns.append(("avg" if complete else f"avg of {len(side)}", f"{100 * sum(side.values()) / len(side):.1f}"))
+    lines = []
+    for cells in zip(*columns, strict=True):
+        widths = [max(map(len, column)) for column in columns]
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        lines.append("  ".join([cells[0].ljust(widths[0]), *padded[1:]]))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    print(f"{'name':14s} {'k':>2s}  hub id, split: columns")
+    for name, b in PAPER.items():
+        columns = f"{b.question}, options by {b.options.__name__}" if b.options else f"{b.question}, {b.answer}"
+        print(f"{name:14s} {b.k:2d}  {b.hub}, {b.split}: {columns}")
+    if len(sys.argv) > 1:
+        for name in PAPER:
+            problems, report = load(name, Path(sys.argv[1]))
+            print(f"\n{name}: {report}\n  {rows.quote(problems[0].question, 100)}  ->  {problems[0].answer}")
+
+
+if __name__ == "__main__":
+    main()

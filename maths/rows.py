@@ -1,0 +1,125 @@
+"""From a source to rows: a local .jsonl, .json or .parquet file, or a data set on the hub, as dicts one by one.
+
+A source that cannot be read ends the program with one line that says what is wrong with it and where: not there, not
+what its name says, a line that is no JSON, a hub that does not answer. What is in a row is for data.py to judge. The
+files come from outside: nothing in them is run (no loading scripts, no pickles), and nothing in them is a path.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.console import fail
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", re.ASCII)
+
+
+def read_rows(source: str, split: str = "train") -> Iterator[Any]:
+    """The rows of a local file or of a hub data set, one by one. Ends the program with one line if that cannot be."""
+    path = Path(source)
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+    except (OSError, ValueError) as error:  # too long, no permission on the way, a NUL
+        fail(f"{quote(source)}: {getattr(error, 'strerror', None) or error}")
+    if is_folder:
+        fail(f"{source} is a folder: name a file in it that ends in {', '.join(READERS)}")
+    if path.suffix.lower() in READERS or exists:
+        if not exists:
+            fail(f"{source}: there is no such file")
+        if path.suffix.lower() not in READERS:
+            fail(f"{source}: its name must end in {', '.join(READERS)}, which says how to read it")
+        return READERS[path.suffix.lower()](path)
+    if not HUB_ID.fullmatch(source):
+        fail(
+            f"{quote(source)}: there is no such file, and a hub id has the form owner/name or owner/name:configuration"
+        )
+    return hub_rows(source, split)
+
+
+def json_lines(path: Path) -> Iterator[Any]:
+    """A JSON value a line. Not by `datasets`: it takes a column's type from the file, and one odd row spoils it."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield parse(line, path, number)
+    except OSError as error:
+        fail(f"{path} cannot be read ({error.strerror})")
+
+
+def json_rows(path: Path) -> Iterator[Any]:
+    """A file that is one list of rows; or a row a line, as many that end in .json are."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        if start != b"[":
+            yield from json_lines(path)
+            return
+        yield from parse(path.read_bytes(), path)
+    except OSError as error:
+        fail(f"{path} cannot be read ({error.strerror})")
+
+
+def parse(text: bytes, path: Path, line: int | None = None) -> Any:
+    """The JSON value that `text` spells; `line` is its number where the file has one a line."""
+    try:
+        return json.loads(text.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        fail(f"{path}, line {line or error.lineno}: not JSON ({error.msg}, column {error.colno})")
+    except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, brackets without end
+        where = f", line {line}" if line else ""
+        fail(f"{path}{where}: not JSON that can be read ({str(error)[:100]})")
+
+
+def parquet_rows(path: Path) -> Iterator[Any]:
+    """Row by row, straight from the file: nothing is copied to a cache."""
+    import datasets
+
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors are in our line
+    try:
+        name = glob.escape(str(path))  # a file name, not a pattern
+        yield from datasets.load_dataset("parquet", data_files=name, split="train", streaming=True)
+    except Exception as error:  # datasets, pyarrow and fsspec each raise their own
+        fail(f"{path} cannot be read as parquet ({one_line(error)})")
+
+
+def hub_rows(source: str, split: str) -> Iterator[Any]:
+    """The split of a hub data set. `datasets` runs no loading scripts any more, and is not asked to."""
+    import datasets
+    import huggingface_hub
+
+    huggingface_hub.logging.set_verbosity_error()  # or each of six tries to reach the hub prints two lines
+    name, _, configuration = source.partition(":")
+    try:
+        return iter(datasets.load_dataset(name, configuration or None, split=split))
+    except Exception as error:  # whatever datasets, the hub's client and its HTTP library raise
+        told = one_line(error)
+        hint = "; name one behind a colon, as in openai/gsm8k:main" if "config" in told.lower() else ""
+        fail(f"{source}, split {split}: no such file here, and the hub cannot give it: {told}{hint}")
+
+
+def one_line(error: Exception) -> str:
+    return quote(" ".join(str(error).split()) or type(error).__name__, longest=200)
+
+
+READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
+    ".jsonl": json_lines,
+    ".json": json_rows,
+    ".parquet": parquet_rows,
+}
+
+
+def quote(value: object, longest: int = 60) -> str:
+    """The beginning of a value on one line, without characters that a terminal would obey.
+
+    >>> quote("1 +\\n1 \\x1b[2J")
+    '1 +\\\\n1 \\\\x1b[2J'
+    """
+    text = value if isinstance(value, str) else repr(value)
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:longest])
+    return shown + (" ..." if len(text) > longest else "")

@@ -1,0 +1,1 @@
+"""The same algorithm on several GPUs, as a trainer of TRL."""

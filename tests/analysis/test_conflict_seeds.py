@@ -1,0 +1,76 @@
+"""analysis.conflict_seeds: which policies are asked, what is kept of each, and C7's figure in the claims."""
+
+import pytest
+
+from analysis.conflict_points import Point as Found
+from analysis.experiments import claims, conflict_seeds
+from analysis.experiments.conflict_seeds import ALL, METHODS, NAMES, SEEDS, START, STEPS, WITHIN, Point
+from analysis.saved import write_rows
+
+
+def made(value=lambda method, step, seed, name: 0.1 * seed):
+    policies = [(START, 0), *((method, step) for method in METHODS for step in STEPS)]
+    return [
+        Point(m, step, seed, name, value(m, step, seed, name))
+        for m, step in policies
+        for seed in SEEDS
+        for name in NAMES
+    ]
+
+
+def test_every_policy_is_measured_once_and_what_is_done_is_skipped(tmp_path, monkeypatch):
+    asked = []
+
+    def fake(command, out):
+        asked.append(command[command.index("--model") + 1])
+        out.mkdir(parents=True)
+        rows = [
+            Found(p, "m", setup, "all", name, None, len(asked) / 100, 0.0, 0.0, 9) for p, setup, name in NAMES.values()
+        ]
+        write_rows([*rows, Found("net", "m", "rollouts", "1", "none", None, 7.0, 0.0, 0.0, 9)], out / "conflict.csv")
+        (out / "conflict.txt").touch()
+
+    places = {key: tmp_path / f"{i}" for i, key in enumerate(conflict_seeds.policies(tmp_path))}
+    assert len(places) == len(SEEDS) * (1 + len(METHODS) * len(STEPS))
+    monkeypatch.setattr(conflict_seeds, "policies", lambda root: places)
+    monkeypatch.setattr(conflict_seeds, "call", fake)
+    with pytest.raises(SystemExit):
+        conflict_seeds.measure(tmp_path, workers=1)  # the runs are not there
+    for place in places.values():
+        place.mkdir()
+    conflict_seeds.measure(tmp_path, workers=1)
+    conflict_seeds.measure(tmp_path, workers=1)
+    assert sorted(asked) == sorted(map(str, places.values()))
+    points = conflict_seeds.gather(tmp_path)
+    assert len(points) == len(places) * len(NAMES) and all(p.value < 1 for p in points), "of all levels, not of one"
+
+
+def test_the_folders_are_those_that_the_experiments_leave(tmp_path):
+    found = conflict_seeds.policies(tmp_path)
+    assert found["dagrpo", 40, 3] == tmp_path / "main" / "dagrpo" / "seed3" / "checkpoint-40"
+    assert found["dagrpo", 60, 3] == tmp_path / "main" / "dagrpo" / "seed3"
+
+
+def test_table_and_figure_are_drawn_again_from_the_csv(tmp_path, capsys):
+    write_rows(made(), tmp_path / "conflict_seeds.csv")
+    conflict_seeds.main(["--from-csv", str(tmp_path / "conflict_seeds.csv")])
+    out = capsys.readouterr().out
+    assert out.count("| +0.200 [+0.004, +0.396] |") > 9, "the mean of 0, 0.1 ... 0.4, and its t-interval"
+    assert "| +0.000 [+0.000, +0.000] |" in out, "the mask's change is paired"
+    assert (tmp_path / "conflict_seeds.png").stat().st_size > 10_000
+
+
+def test_c7_is_minus_the_mean_correlation_of_training(tmp_path):
+    def value(method, step, seed, name):
+        return (
+            {WITHIN: -0.2 - 0.1 * (step == 20) - 0.01 * seed, ALL: 5.0}.get(name, 0.0) if method == "dr_grpo" else 9.0
+        )
+
+    write_rows(made(value), tmp_path / "conflict_seeds.csv")
+    table = {"dr_grpo": {seed: {"mean": 0.5} for seed in range(5)}}
+    claims.add_conflict(table, tmp_path / "conflict_seeds.csv")
+    (c7,) = (claim for claim in claims.claims("dr_grpo") if claim.name == "C7")
+    found = claims.answer(c7, table)
+    assert found.seeds == 5 and found.mean == pytest.approx(0.2 + 0.1 / 3 + 0.02)
+    assert "| C7 pairs of like score conflict | dr_grpo | 5 | +0.253 [" in claims.show(table)
+    claims.add_conflict(table, tmp_path / "none.csv")  # no file, no figure, no error

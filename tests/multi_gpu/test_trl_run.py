@@ -1,0 +1,141 @@
+"""trl_dagrpo.py as a command: a run that can be evaluated and drawn, and one clear line for what cannot work."""
+
+import json
+import runpy
+import sys
+import types
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.extra
+pytest.importorskip("trl", reason="needs trl: pip install -r requirements-extra.txt")
+
+import trl  # noqa: E402
+import trl_dagrpo  # noqa: E402
+from test_trl import ROOT, SMALL, make, read, record, settings  # noqa: E402
+
+import eval as evaluation  # noqa: E402
+import scoring  # noqa: E402
+import train  # noqa: E402
+from analysis import curves, table  # noqa: E402
+from multi_gpu.trl_dagrpo import DaGRPOTrainer  # noqa: E402
+from policy import load_policy  # noqa: E402
+
+
+@pytest.fixture
+def some_are_right(monkeypatch):
+    """The tiny policy is never right, and without signal nothing is tested: call even lengths right."""
+    monkeypatch.setattr(trl_dagrpo, "verify", lambda response, answer: len(response) % 2 == 0)
+    monkeypatch.setattr(scoring, "verify", lambda response, answer: len(response) % 2 == 0)
+
+
+def weights(where):
+    return torch.cat([p.detach().flatten() for p in load_policy(str(where)).model.parameters()])
+
+
+def test_a_run_can_be_evaluated_and_drawn(tiny_folder, tmp_path, some_are_right, capsys):
+    out = tmp_path / "run"
+    flags = ["--trl", "disable_tqdm=true", "lr_scheduler_type=linear"]
+    trl_dagrpo.main(
+        ["--steps", "3", "--out", str(out), "--model", str(tiny_folder), "--save-every", "1", *SMALL, *flags]
+    )
+    assert not torch.equal(weights(out), weights(tiny_folder))
+    assert torch.equal(weights(out), weights(out / "checkpoint-6")), "a step is two updates"
+    config = json.loads((out / "config.json").read_text())
+    assert config["method"] == "dagrpo" and config["recipe"]["rectify"] and config["trl"] == trl.__version__
+    rows = read(out)
+    assert [row["step"] for row in rows] == ["1", "2", "3"]
+    train.main(
+        ["--method", "dagrpo", "--steps", "1", "--out", str(tmp_path / "ours"), "--model", str(tiny_folder), *SMALL]
+    )
+    assert set(curves.PANELS) <= set(rows[0]) and all(row[name] for row in rows for name in curves.PANELS)
+    same = {
+        "responses",
+        "tokens",
+        "kept_positive",
+        "kept_negative",
+        "anchors_kept",
+        "no_signal_groups",
+        "train_seconds",
+    }
+    assert same <= set(rows[0]) & set(read(tmp_path / "ours")[0])
+    evaluation.main(["--model", str(out), "--per-level", "1", "--k", "0", "--benchmarks", "test"])
+    curves.main([str(out), "--out", str(tmp_path / "figures")])
+    table.main([str(out)])
+    assert (out / "eval.json").exists() and (tmp_path / "figures" / "curves.png").exists()
+    assert "dagrpo" in capsys.readouterr().out
+
+
+BAD = {
+    "unknown method": (["--method", "gorpo"], "gorpo"),
+    "gtpo": (["--method", "gtpo"], "unknown method 'gtpo' on TRL"),
+    "sft": (["--method", "sft"], "unknown method 'sft' on TRL"),
+    "holds a run": (["--out", "{run}"], "already holds a run"),
+    "not done": (["--lora-rank", "4"], "--lora-rank is not done on TRL"),
+    "resume": (["--resume"], "--resume is not done on TRL"),
+    "a control": (["--random-mask"], "--random-mask is not done on TRL"),
+    "uneven updates": (["--batch-prompts", "3"], "cannot be split into --updates-per-batch 2"),
+    "unknown field": (["--trl", "vllm=true"], "--trl vllm=true: not a field of GRPOConfig"),
+    "no value": (["--trl", "use_vllm"], "--trl use_vllm: not a field"),
+    "field of the recipe": (["--trl", "loss_type=grpo"], "loss_type is for TRL's own losses"),
+    "ratio bound": (["--trl", "delta=2.0"], "delta is for TRL's own losses"),
+    "no rows": (["--per-device-rows", "0"], "--per-device-rows must be at least 1"),
+    "delta": (["--delta", "nan"], "--delta must be at least 0"),
+    "divisor": (["--divisor", "sequence"], "--divisor is not done on TRL"),
+    "anchor ratio": (["--trl", "anchor_ratio=half"], "anchor_ratio must be one or shaped, not 'half'"),
+    "half an update": (["--trl", "gradient_accumulation_steps=3"], "must be a multiple of gradient_accumulation_steps"),
+    "no such model": (["--model", "/nowhere/at/all"], "holds no model"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line(tiny_folder, tmp_path, capfd, case):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.csv").write_text("precious")
+    flags, message = BAD[case]
+    given = {"--out": str(tmp_path / "new"), "--model": str(tiny_folder), "--steps": "1"}
+    flags = [flag.format(run=tmp_path / "run") for flag in flags]
+    flags = [*[x for name, value in given.items() if name not in flags for x in (name, value)], *flags]
+    with pytest.raises(SystemExit) as stop:
+        trl_dagrpo.main(flags)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stop.value.code == 2 and len(lines) == 1 and message in lines[0]
+    assert (tmp_path / "run" / "metrics.csv").read_text() == "precious"
+
+
+def test_rows_that_processes_cannot_share_are_one_clear_line(tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(SystemExit):
+        trl_dagrpo.main(["--out", str(tmp_path / "new"), "--model", str(tiny_folder)])
+    assert capsys.readouterr().err == "error: 128 responses a step cannot be split among 2 updates on 3 processes\n"
+
+
+@pytest.mark.parametrize("version", ["1.15.2", "1.17.0", "1.160.0", None])
+def test_another_trl_or_none_is_one_clear_line(monkeypatch, capsys, version):
+    other = None if version is None else types.ModuleType("trl")
+    if other:
+        other.__version__ = version
+    monkeypatch.setitem(sys.modules, "trl", other)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "trl_dagrpo.py"))
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("\n") == 1
+    assert ("needs the package trl" if version is None else f"tested with trl 1.16, found {version}") in err
+
+
+def test_what_cannot_work_is_said_by_the_trainer_too(tiny_folder, tmp_path):
+    args = settings(tmp_path, method="dagrpo")
+    with pytest.raises(ValueError, match="masks by scores: give scorer="):
+        DaGRPOTrainer(str(tiny_folder), trl_dagrpo.right, args)
+    with pytest.raises(ValueError, match="tools: responses of several turns"):
+        DaGRPOTrainer(str(tiny_folder), trl_dagrpo.right, args, scorer=trl_dagrpo.right, tools=[print])
+    with pytest.raises(ValueError, match="unknown method 'gtpo'"):
+        settings(tmp_path, method="gtpo")
+
+
+def test_a_scorer_with_too_few_scores_is_said(tiny, tiny_folder, tmp_path):
+    trainer = make(tiny_folder, record(tiny), settings(tmp_path, method="dagrpo_on"))
+    trainer.scorer = lambda **_: [1.0]
+    with pytest.raises(ValueError, match="1 scores for 12 responses"):
+        trainer.train()
