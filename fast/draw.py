@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from transformers import LogitsProcessor, StoppingCriteria
 
 DRAWN_FROM = 1024  # probabilities
+LEAVE_AT = 0.25  # share of rows that have ended, at which these leave the batch
 
 
 class Sampler(LogitsProcessor):
@@ -71,14 +72,14 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
 
 
 class ManyEnded(StoppingCriteria):
-    """Stops all rows as soon as a quarter of them has ended, so that these can leave the batch."""
+    """Stops all rows as soon as LEAVE_AT of them have ended, so that these can leave the batch."""
 
     def __init__(self, eos_id: int, start: int) -> None:
         self.eos_id, self.start = eos_id, start
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
         ended = (input_ids[:, self.start :] == self.eos_id).any(dim=1)  # (n,)
-        return (ended.float().mean() >= 0.25).expand(len(ended))
+        return (ended.float().mean() >= LEAVE_AT).expand(len(ended))
 
 
 if __name__ == "__main__":
