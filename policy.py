@@ -151,7 +151,6 @@ def load_policy(
         for module in model.modules():  # transformers checkpoints in training mode alone. The layer's own flag is not
             if isinstance(module, GradientCheckpointingLayer):  # read by the dropout inside it, which stays off
                 module.training = True
-                module._can_checkpoint_with_cache = True  # ours gives the same answer twice: fast/prompt_cache.py
     return Policy(model.to(place.device), load_tokenizer(where), place.autocast, checkpointing)
 
 

@@ -59,7 +59,7 @@ TRICKS = (
     Trick("one random number a row", False, {"fast.draw.draw": lambda p: torch.multinomial(p, 1)}),
     Trick("weights laid out once (CPU, large models)", False, {"fast.sampling.packed": lambda *_: nullcontext()}),
     Trick("recorded decoding steps (GPU)", False, {"fast.sampling.cuda_graphs.graphed": lambda *_: nullcontext()}),
-    Trick("a prompt runs once for its rows", True, {"fast.learning.run_prompts": lambda *_: None}),
+    Trick("every token once, without padding", True, {"fast.learning.one_pass_works": lambda _: False}),
     Trick("micro-batches that keep prompts together", True, {"fast.micro_batches": rollout.micro_batches}),
     Trick("logits in parts that are not kept", True, {"fast.learning.LOGITS_AT_ONCE": 2**60}),
 )

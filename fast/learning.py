@@ -1,61 +1,202 @@
-"""`token_logprobs` and `micro_batches` as in rollout.py, sooner and in less memory.
+"""`token_logprobs` and `micro_batches` as in rollout.py, sooner and in less memory: every token runs once.
 
-prompts run once for the rows of their group that are in a micro-batch (prompt_cache.py)
-logits are made where the mask is, in parts that are not kept: the backward pass makes them again
-micro-batches keep the rows of a long prompt together
+The tokens of a micro-batch run side by side, without padding, and each prompt once for all of its rows:
+
+    rows of rollout.py      . p p p a a a . .        here      p p p  a a a  b b b b b  |  q q  c c
+                            . p p p b b b b b                  prompt and its responses    the next one
+                            . . q q c c . . .
+
+What a token sees is given to attention as tables of indices: it looks up the keys of each row in the one long row
+(`side_by_side`, registered with transformers). Positions are those of the rows, so log-probs and gradients are theirs.
+Logits are made where the mask is, in parts that are not kept: the backward pass makes them again.
+
+A model for which this does not give the rows' log-probs (that is tried out once with a few tokens), or that does not
+see all that is before a token (sliding windows, linear attention), runs its rows as rollout.py does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from fast.draw import tempered
-from fast.prompt_cache import Reading, run_prompts
+from fast.prompt_cache import full_attention
 from policy import Policy, transformer
 from rollout import Rollouts, positions_of
 
 LOGITS_AT_ONCE = 2**26  # 256 MB of fp32
-A_PASS = 5e12  # weights times tokens, at 6 operations each: 0.11 s of a GPU at the rate of analysis/bench/sizes.py
-HEADS: WeakKeyDictionary[torch.nn.Module, torch.nn.Module | None] = WeakKeyDictionary()  # what output_layer found
+NAME = "side_by_side"
+
+
+class Part(NamedTuple):
+    """Some rows of attention: where their queries and keys are among the M tokens, and what each query sees."""
+
+    queries: Tensor  # (n, t) indices
+    keys: Tensor  # (n, s) indices
+    seen: Tensor | None  # (n, 1, t, s) bool; None: all up to its own place
+
+
+class SideBySide(NamedTuple):
+    """The M tokens of a micro-batch side by side."""
+
+    ids: Tensor  # (1, M)
+    positions: Tensor  # (1, M)
+    parts: tuple[Part, Part]  # prompts; responses, which see their prompt
+    back: Tensor  # (M,) each token's place in the parts' rows, one part behind the other
+    before: Tensor  # (n, t) for each completion token, the token whose hidden state it is drawn from
+
+
+def side_by_side(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any
+) -> tuple[Tensor, None]:
+    """Attention for transformers: over rows as usual, or over the parts of `tokens`, a SideBySide."""
+    tokens = more.pop("tokens", None)
+    if tokens is None:
+        return sdpa_attention_forward(module, query, key, value, mask, **more)
+
+    def rows(x: Tensor, index: Tensor) -> Tensor:  # (1, heads, M, D) -> (n, heads, t, D)
+        return x[0].index_select(1, index.flatten()).unflatten(1, index.shape).transpose(0, 1)
+
+    found = []
+    for queries, keys, seen in tokens.parts:
+        part = rows(query, queries), rows(key, keys), rows(value, keys)
+        found.append(sdpa_attention_forward(module, *part, seen, **more)[0].flatten(0, 1))  # (n * t, heads, D)
+    return torch.cat(found).index_select(0, tokens.back)[None], None
+
+
+AttentionInterface.register(NAME, side_by_side)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def lay_out(rollouts: Rollouts, rows: Tensor, t: int) -> SideBySide:
+    """The prompts of these rows (n,), each once, and their responses of at most t tokens, without padding."""
+    wanted, prompt = rollouts.group[rows].unique(return_inverse=True)  # (b,), (n,) each row's prompt among them
+    prompt_mask, mask = rollouts.prompt_mask[wanted], rollouts.mask[rows, :t]  # (b, P), (n, t)
+    real = torch.cat([prompt_mask.flatten(), mask.flatten()])  # of the b * P + n * t places, M are real
+    place = (real.cumsum(0) - 1).clamp(min=0)  # where each of them is among the M; of padding, anywhere
+    of_prompts = place[: prompt_mask.numel()].view_as(prompt_mask)  # (b, P)
+    of_responses = place[prompt_mask.numel() :].view_as(mask)  # (n, t)
+    ids = torch.cat([rollouts.prompt_ids[wanted].flatten(), rollouts.tokens[rows, :t].flatten()])
+    in_prompts = positions_of(prompt_mask)  # (b, P)
+    in_responses = in_prompts[prompt, -1:] + 1 + torch.arange(t, device=ids.device)  # (n, t)
+    positions = torch.cat([in_prompts.flatten(), in_responses.flatten()])
+    before_and_self = torch.ones(t, t, dtype=torch.bool, device=ids.device).tril().expand(len(rows), 1, t, t)
+    whole_prompt = prompt_mask[prompt][:, None, None].expand(-1, -1, t, -1)  # (n, 1, t, P)
+    responses = Part(
+        of_responses,
+        torch.cat([of_prompts[prompt], of_responses], dim=1),  # (n, P + t)
+        torch.cat([whole_prompt, before_and_self], dim=3),  # (n, 1, t, P + t)
+    )
+    return SideBySide(
+        ids[real][None],
+        positions[real][None],
+        (Part(of_prompts, of_prompts, causal(prompt_mask)), responses),
+        real.nonzero().squeeze(1),
+        torch.cat([of_prompts[prompt, -1:], of_responses[:, :-1]], dim=1),
+    )
+
+
+def causal(mask: Tensor) -> Tensor | None:
+    """What tokens of left-padded prompts see, from their mask (b, P): (b, 1, P, P), or None if nothing is padding."""
+    if mask.all():
+        return None
+    before = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device).tril()
+    itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)  # so that padding sees something: no NaN
+    return (before & mask[:, None, None]) | itself
+
+
+# ---------------------------------------------------------------------------------------- log-probs
 
 
 def token_logprobs(
     policy: Policy, rollouts: Rollouts, rows: Tensor, temperature: float = 1.0, with_entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """As rollout.token_logprobs. Each prompt runs once for all of its rows in `rows`, where that is worth a pass."""
-    group, mask = rollouts.group[rows], rollouts.mask[rows]  # (n,), (n, T)
+    """As rollout.token_logprobs."""
+    mask = rollouts.mask[rows]  # (n, T)
     t = int(mask.sum(dim=1).max())
     tokens, mask = rollouts.tokens[rows, :t], mask[:, :t]  # (n, t)
-    prompt_ids, prompt_mask = rollouts.prompt_ids[group], rollouts.prompt_mask[group]  # (n, P)
-    ids = torch.cat([prompt_ids, tokens], dim=1)[:, :-1]  # (n, P + t - 1): nothing follows the last token
-    attention = torch.cat([prompt_mask, mask], dim=1)[:, :-1].long()  # (n, P + t - 1)
-    positions, cache = positions_of(attention), None
-    if worth_a_pass(policy, group, prompt_ids.shape[1]):
-        cache = run_prompts(policy, rollouts.prompt_ids, rollouts.prompt_mask, group, Reading)
-    if cache is not None:
-        ids, positions = ids[:, -t:], positions[:, -t:]  # (n, t): the prompt's last token, then the response
-    inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions, "cache": cache}
-    hidden = hidden_states(policy, **inputs, use_cache=cache is not None)[:, -t:]  # (n, t, width)
-    # the hidden state at a position is for the token after it
-    logp, entropy = _logprobs(policy, hidden[mask], tokens[mask], temperature, with_entropy)  # (tokens in the mask,)
+    hidden = (in_one_pass if one_pass_works(policy) else in_rows)(
+        policy, rollouts, rows, t
+    )  # (tokens in the mask, width)
+    logp, entropy = _logprobs(policy, hidden, tokens[mask], temperature, with_entropy)  # (tokens in the mask,)
     zeros = torch.zeros(mask.shape, device=mask.device)
     return zeros.masked_scatter(mask, logp), zeros.masked_scatter(mask, entropy) if with_entropy else None
 
 
-def worth_a_pass(policy: Policy, group: Tensor, prompt_tokens: int) -> bool:
-    """Whether prompts run once for these rows, (n,) of `group`: first they, then the completions, a pass more.
+def in_one_pass(policy: Policy, rollouts: Rollouts, rows: Tensor, t: int) -> Tensor:
+    """The hidden states that the completion tokens of these rows are drawn from, (tokens in the mask, width)."""
+    tokens = lay_out(rollouts, rows, t)
+    unused = torch.zeros(
+        1, 1, 1, 1, dtype=torch.bool, device=tokens.ids.device
+    )  # a mask of four axes is passed on as it is
+    hidden = hidden_states(
+        policy,
+        input_ids=tokens.ids,
+        position_ids=tokens.positions,
+        attention_mask=unused,
+        use_cache=False,
+        tokens=tokens,
+    )[0]  # (M, width)
+    return hidden.index_select(0, tokens.before[rollouts.mask[rows, :t]])
 
-    On a CPU that always pays. On a GPU Python needs some 0.1 s to start a pass and its backward pass, and the tokens
-    that need not run again have to be worth that.
+
+def in_rows(policy: Policy, rollouts: Rollouts, rows: Tensor, t: int) -> Tensor:
+    """The same from padded rows, each with its prompt."""
+    group, mask = rollouts.group[rows], rollouts.mask[rows, :t]  # (n,), (n, t)
+    ids = torch.cat([rollouts.prompt_ids[group], rollouts.tokens[rows, :t]], dim=1)  # (n, P + t)
+    attention = torch.cat([rollouts.prompt_mask[group], mask], dim=1).long()  # (n, P + t)
+    inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions_of(attention)}
+    return hidden_states(policy, **inputs, use_cache=False)[:, -t - 1 : -1][mask]
+
+
+WORKS: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
+HEADS: WeakKeyDictionary[torch.nn.Module, torch.nn.Module | None] = WeakKeyDictionary()
+
+
+def one_pass_works(policy: Policy) -> bool:
+    """Whether a pass over tokens side by side gives the hidden states of padded rows: tried out once for a model.
+
+    From then on the model's attention is `side_by_side`, which is transformers' own for all other passes. It stays:
+    gradient checkpointing runs the layers once more in the backward pass.
     """
-    saved = prompt_tokens * (len(group) - len(group.unique()))
-    return policy.device.type != "cuda" or policy.model.num_parameters() * saved > A_PASS
+    model = transformer(policy.model)
+    if model not in WORKS:
+        own = model.config._attn_implementation
+        WORKS[model] = own == "sdpa" and full_attention(policy)
+        if WORKS[model]:
+            rollouts, rows = small_rollouts(policy), torch.arange(3, device=policy.device)
+            model.set_attn_implementation(NAME)
+            try:
+                with torch.no_grad():
+                    once, each = (run(policy, rollouts, rows, 3).float() for run in (in_one_pass, in_rows))
+                WORKS[model] = torch.allclose(once, each, rtol=0.05, atol=0.05 * each.std())  # bf16 rounds
+            except Exception:  # a model that cannot take these inputs, whatever it says of it
+                WORKS[model] = False
+            if not WORKS[model]:
+                model.set_attn_implementation(own)
+    return WORKS[model]
+
+
+def small_rollouts(policy: Policy) -> Rollouts:
+    """Three rows of two prompts, ragged on both sides."""
+    size = policy.model.config.get_text_config().vocab_size
+    ids = torch.arange(7, 7 + 17, device=policy.device) % size
+    prompt_mask = torch.tensor([[True] * 4, [False] * 2 + [True] * 2], device=policy.device)
+    mask = torch.tensor([[True] * 3, [True] * 2 + [False], [True] + [False] * 2], device=policy.device)
+    group, zeros = torch.tensor([0, 0, 1], device=policy.device), torch.zeros(3, 3, device=policy.device)
+    tokens = ids[8:].view(3, 3)
+    return Rollouts(
+        [], ids[:8].view(2, 4), prompt_mask, tokens, mask, zeros, zeros, group, zeros[0] > 0, zeros[0] > 0, []
+    )
 
 
 def hidden_states(policy: Policy, **inputs: Any) -> Tensor:
@@ -71,13 +212,13 @@ def output_layer(policy: Policy) -> torch.nn.Module | None:
 
     Some models scale or bound their logits further. That is tried out with one token, not looked up.
     """
-    if policy.model not in HEADS:
-        model, ids = transformer(policy.model), torch.tensor([[policy.eos_id]], device=policy.device)
+    model = transformer(policy.model)
+    if model not in HEADS:
+        ids, head = torch.tensor([[policy.eos_id]], device=policy.device), model.get_output_embeddings()
         with torch.no_grad(), policy.autocast():
-            head = model.get_output_embeddings()
             same = torch.equal(head(model.base_model(ids).last_hidden_state), model(ids).logits)
-        HEADS[policy.model] = head if same else None
-    return HEADS[policy.model]
+        HEADS[model] = head if same else None
+    return HEADS[model]
 
 
 def _logprobs(
@@ -88,7 +229,6 @@ def _logprobs(
     A vocabulary is large: fp32 logits of 8,192 tokens and 150,000 words are 5 GB, and their log-probs and gradients as
     much again. So they are made in parts, and a part is not kept: the backward pass computes it again.
     """
-
     head = output_layer(policy)
 
     def part(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,8 +238,7 @@ def _logprobs(
         entropy = -(logp.exp() * logp).sum(dim=-1) if with_entropy else logp.new_zeros(len(logp))
         return logp.gather(1, tokens[:, None]).squeeze(1), entropy
 
-    vocabulary = transformer(policy.model).get_output_embeddings().weight.shape[0]
-    at_once = max(1, LOGITS_AT_ONCE // vocabulary)
+    at_once = max(1, LOGITS_AT_ONCE // transformer(policy.model).get_output_embeddings().weight.shape[0])
     if len(tokens) <= at_once:
         return part(hidden, tokens)
     parts = [
@@ -110,51 +249,34 @@ def _logprobs(
     return logp, entropy
 
 
+# ---------------------------------------------------------------------------------------- micro-batches
+
+
 def micro_batches(rollouts: Rollouts, rows: Tensor, budget: int) -> list[Tensor]:
-    """As rollout.micro_batches, but a prompt counts once in a batch: that is how it runs."""
-    prompt, on_gpu = rollouts.prompt_ids.shape[1], rows.device.type == "cuda"
-    lengths, group = rollouts.lengths[rows], rollouts.group[rows]  # (n,)
-    found = pack(lengths + prompt, budget, group, 0) if on_gpu else pack(lengths, budget, group, prompt)
-    return [rows[batch.to(rows.device)] for batch in found]
+    """As rollout.micro_batches; tokens are counted as they run, each prompt once, without padding."""
+    prompts = rollouts.prompt_mask.sum(dim=1).tolist()  # B
+    found = pack(rollouts.group[rows].tolist(), rollouts.lengths[rows].tolist(), prompts, budget)
+    return [rows[index] for index in found]
 
 
-def tokens_run(rows: list[int], lengths: list[int], group: list[int], prompt_tokens: int) -> int:
-    """The tokens that a pass over these rows runs, padding counted and each prompt once."""
-    return prompt_tokens * len({group[row] for row in rows}) + len(rows) * max(lengths[row] for row in rows)
+def pack(group: Sequence[int], lengths: Sequence[int], prompts: Sequence[int], budget: int) -> list[list[int]]:
+    """Row indices in batches of at most `budget` tokens; a prompt's rows stay together where they fit.
 
+    `group` (n,) is the rows' prompt, `lengths` (n,) their completion tokens, `prompts` (B,) the prompts' tokens. A row
+    that is over the budget alone goes alone.
 
-def pack(lengths: Tensor, budget: int, group: Tensor | None = None, prompt_tokens: int = 0) -> list[Tensor]:
-    """Row indices in batches that run at most `budget` tokens, padding counted; a row over the budget goes alone.
-
-    `lengths` (n,) of completions, `group` (n,) of the rows' prompts, each of `prompt_tokens` and run once in a batch.
-    Rows in order of length waste little on padding, rows of a prompt side by side run it in few batches, and prompts
-    that are not split in fewer still: of these three the one that runs fewest tokens is taken.
-
-    >>> pack(torch.tensor([1, 9, 2, 8]), budget=20)
-    [tensor([0, 2]), tensor([3, 1])]
-    >>> pack(torch.tensor([1, 9, 2, 8]), budget=30, group=torch.tensor([0, 0, 1, 1]), prompt_tokens=12)
-    [tensor([0, 1]), tensor([2, 3])]
+    >>> pack([0, 0, 1, 1], [1, 9, 2, 8], [12, 12], budget=30)
+    [[0, 1], [2, 3]]
     """
-    tokens, prompts = lengths.tolist(), [0] * len(lengths) if group is None else group.tolist()
 
-    def run(rows: list[int]) -> int:
-        return tokens_run(rows, tokens, prompts, prompt_tokens)
+    def tokens(batch: list[int]) -> int:
+        return sum(lengths[i] for i in batch) + sum(prompts[b] for b in {group[i] for i in batch})
 
-    def fill(units: list[list[int]]) -> list[list[int]]:
-        """Units of rows in this order; one that is over the budget by itself is taken apart."""
-        batches: list[list[int]] = []
-        for unit in units:
-            if batches and run(batches[-1] + unit) <= budget:
-                batches[-1] = batches[-1] + unit
-            elif len(unit) == 1 or run(unit) <= budget:
-                batches.append(unit)
-            else:
-                batches += fill([[row] for row in unit])
-        return batches
-
-    by_length = sorted(range(len(tokens)), key=tokens.__getitem__)
-    by_prompt = sorted(by_length, key=prompts.__getitem__)
-    whole = [list(rows) for _, rows in groupby(by_prompt, key=prompts.__getitem__)]
-    orders = ([[row] for row in by_length], [[row] for row in by_prompt], whole)
-    best = min(map(fill, orders), key=lambda batches: sum(map(run, batches)))
-    return [torch.tensor(batch) for batch in best]
+    batches: list[list[int]] = [[]]
+    for _, rows in groupby(range(len(group)), key=group.__getitem__):  # rows of a prompt are neighbours
+        together = list(rows)
+        for unit in [together] if tokens(together) <= budget else [[i] for i in together]:
+            if batches[-1] and tokens(batches[-1] + unit) > budget:
+                batches.append([])
+            batches[-1] = batches[-1] + unit
+    return [batch for batch in batches if batch]

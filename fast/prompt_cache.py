@@ -1,18 +1,12 @@
-"""Keys and values of the prompts, computed once and used by all responses of a group.
+"""Keys and values of the prompts in sampling: computed once, and used by all responses of a group.
 
 The G responses of a group share their prompt, so there is no reason to run it G times. `run_prompts` runs each prompt
-once and gives every row its keys and values; the completions then run on top of it. This is done in sampling and in the
-learner, where the gradients of a prompt's rows add up in its one pass.
+once and gives every row its keys and values; the completions then grow on top of it.
 
-transformers grows a cache by copying it for every token. What is done here instead depends on who reads it:
+transformers grows a cache by copying it for every token. Here a token is stored
 
-    Prompt     while the prompts run: what a layer computes is stored, and replaces what was there
-    Reading    in the learner: one pass goes on top, so nothing has to be stored
-    Growing    in sampling: a token at a time is stored, into room that was left for it
-    Static     the same on a GPU, into room that stays where it is for many tokens (cuda_graphs.py)
-
-Prompt and Reading give the same answer when a layer runs a second time. That is what gradient checkpointing does, in
-the backward pass, and why transformers' own cache cannot be used with it.
+    Growing    into room that was left for it
+    Static     on a GPU, into room that stays where it is for many tokens (cuda_graphs.py)
 
 Departure: only layers of full attention are treated so. A layer with a sliding window keeps transformers' own cache.
 """
@@ -31,28 +25,11 @@ from rollout import positions_of
 ROOM, STATIC_ROOM = 64, 512  # tokens
 
 
-class Prompt(DynamicLayer):
-    """Holds the prompts' keys and values, each (B, heads, P, D)."""
-
-    def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        self.keys, self.values, self.is_initialized = keys, values, True
-        return keys, values
-
-
-class Reading(DynamicLayer):
-    """Holds the rows' prompts, (n, heads, P, D); a pass over completions sees them, and leaves nothing behind."""
-
-    begin = Prompt.update
-
-    def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
-
-
 class Growing(DynamicLayer):
     """Holds the rows' tokens so far, (n, heads, tokens, D), as views of tensors that have room for more.
 
     In the precision of products: under autocast, attention would round keys in fp32 (those with rotary positions are)
-    to bf16 at every token, all of them. The learner keeps fp32, in which a prompt's gradients add up.
+    to bf16 at every token, all of them.
     """
 
     rooms: tuple[Tensor, Tensor] | None = None  # each (n, heads, tokens and some more, D)
@@ -147,22 +124,18 @@ def run_prompts(
 ) -> Cache | None:
     """Keys and values of each prompt but for its last token: computed once, repeated for its rows, as `group` has them.
 
-    prompt_ids and prompt_mask (B, P), group (n,), `kind` Reading, Growing or Static. Where gradients are on, those of
-    a prompt's rows add up in it. None for prompts of one token, and where the learner has to run the prompts with their
-    rows: layers that neither Prompt nor Reading stands for would write to the cache twice under checkpointing.
+    prompt_ids and prompt_mask (B, P), group (n,), `kind` Growing or Static. None for prompts of one token.
     """
     if prompt_ids.shape[1] == 1 or not len(group):
-        return None
-    if policy.checkpointing and torch.is_grad_enabled() and not full_attention(policy):
         return None
     wanted, place = group.unique(return_inverse=True)  # prompts that have a row, and which of them each row's is
     ids, mask = prompt_ids[wanted, :-1], prompt_mask[wanted, :-1].long()
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions_of(mask)}
-    filled, cache = empty_cache(policy, Prompt), empty_cache(policy, kind)
+    filled, cache = DynamicCache(config=policy.model.config), empty_cache(policy, kind)
     with policy.autocast():
         policy.model(**inputs, use_cache=True, cache=filled, logits_to_keep=1)
         for i, layer in enumerate(filled.layers):
-            if isinstance(layer, Prompt):
+            if isinstance(cache.layers[i], kind):
                 keys, values = (x.index_select(0, place) for x in (layer.keys, layer.values))  # (n, heads, P - 1, D)
                 cache.layers[i].begin(keys, values)
             else:
