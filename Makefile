@@ -1,4 +1,4 @@
-# make demo: watch DaGRPO train beside Dr. GRPO, then look at the curves.   make test: the tests.
+# make demo: watch DaGRPO train next to Dr. GRPO, then look at the curves.   make test: the tests.
 # Both set up everything they need: a virtual environment in .venv with the versions pinned in requirements.txt.
 
 PYTHON ?= python3
@@ -16,7 +16,7 @@ demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (ab
 	for method in $(DEMO_METHODS); do \
 		$(PY) train.py --method $$method --steps $(DEMO_STEPS) --seed 0 --out $(DEMO)/$$method --resume || exit; \
 	done
-	$(PY) eval.py --model warm_start --out $(DEMO)/start.json
+	$(PY) eval.py --out $(DEMO)/start.json
 	for method in $(DEMO_METHODS); do $(PY) eval.py --model $(DEMO)/$$method || exit; done
 	$(PY) -m analysis.curves $(DEMO_METHODS:%=$(DEMO)/%) --out $(DEMO)/figures
 	$(PY) -m analysis.table $(DEMO_METHODS:%=$(DEMO)/%) --baseline "$(DEMO)/start.json:warm start"
@@ -27,12 +27,12 @@ figures: .venv/ready  ## redraw every figure in results/ from its CSV, and print
 	$(PY) -m analysis.conflict --from-csv results/conflict/conflict.csv
 	$(PY) -m analysis.shared --from-csv results/shared/shared.csv
 	$(PY) -m analysis.soak --from-csv results/soak/soak.csv
-	$(PY) -m analysis.growth --from-csv results/growth/growth.csv
+	$(PY) -m analysis.bench.growth --from-csv results/growth/growth.csv
 	$(PY) -m analysis.curves --from-csv results/experiments/curves.csv
-	$(PY) -m analysis.conflict_seeds --from-csv results/experiments/conflict_seeds.csv
-	$(PY) -m analysis.ablations
-	$(PY) -m analysis.claims
-	$(PY) -m analysis.sizes
+	$(PY) -m analysis.experiments.conflict_seeds --from-csv results/experiments/conflict_seeds.csv
+	$(PY) -m analysis.experiments.ablations
+	$(PY) -m analysis.experiments.claims
+	$(PY) -m analysis.bench.sizes
 
 test: .venv/ready  ## the tests (about 5 minutes)
 	$(PY) -m pytest -m "not extra"

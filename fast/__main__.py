@@ -55,7 +55,7 @@ class Trick:
 TRICKS = (
     Trick("a prompt runs once for its rows", False, {"fast.sampling.run_prompts": lambda *_: None}),
     Trick("a cache with room, not copied for every token", False, {"fast.prompt_cache.ROOM": 0}),
-    Trick("ended rows leave the batch", False, {"fast.draw.LEAVE_AT": 1.0}),
+    Trick("ended rows leave the batch", False, {"fast.sampling.LEAVE_AT": 1.0}),
     Trick("one random number a row", False, {"fast.draw.draw": lambda p: torch.multinomial(p, 1)}),
     Trick("weights laid out once (CPU, large models)", False, {"fast.sampling.packed": lambda *_: nullcontext()}),
     Trick("recorded decoding steps (GPU)", False, {"fast.sampling.cuda_graphs.graphed": lambda *_: nullcontext()}),

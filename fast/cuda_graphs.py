@@ -6,8 +6,8 @@ all of these kernels recorded with the addresses they read and write, and starti
 step to step has to stand at the same addresses: inputs are copied into held tensors, and the cache has room for many
 tokens to come (prompt_cache.Static).
 
-What is replayed are the kernels that the model has started at its first step. A graph is recorded anew for every batch,
-when ended rows have left it, and when the room is full; that costs about as much as four steps.
+What is replayed are the kernels that the model starts at its second step. A graph is recorded anew for every batch,
+when ended rows have left it (here not before half of them have ended), and when the room is full.
 
 Not done: on a CPU, where starting a kernel costs little beside running it; for models that read numbers back from the
 GPU on their way, which a graph cannot do, or have a cache or positions of their own kind (`recordable`).
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache as once
 from functools import wraps
 from typing import Any
 
@@ -45,21 +46,25 @@ def recordable(policy: Policy) -> bool:
 
 @contextmanager
 def graphed(policy: Policy, cache: Cache, steps: int) -> Iterator[None]:
-    """Within it, the model's forward pass is recorded at its first call and replayed at the others, `steps` or fewer.
+    """Within it, the model's forward pass is recorded at its second call, and replayed from then on.
 
-    All calls must be of one token a row, for the same rows, on this cache.
+    The first call is an ordinary one: libraries set themselves up, and autocast rounds the weights, and neither belongs
+    into the graph. All calls, `steps` or fewer, must be of one token a row, for the same rows, on this cache.
     """
     model = transformer(policy.model)
     static = all(isinstance(layer, prompt_cache.Static) for layer in cache.layers)
     if policy.device.type != "cuda" or not static or steps < WORTH_STEPS:
         yield
         return
-    own, forward, replay = vars(model).get("forward"), model.forward, None
+    own, forward, calls, replay = vars(model).get("forward"), model.forward, 0, None
 
     @wraps(forward)
     def step(**inputs: Any) -> Any:
-        nonlocal replay
-        replay = replay or record(forward, cache, inputs)
+        nonlocal calls, replay
+        calls += 1
+        if calls == 1:
+            return forward(**inputs)
+        replay = replay or record(forward, inputs)
         return replay(inputs)
 
     model.forward = step
@@ -71,14 +76,17 @@ def graphed(policy: Policy, cache: Cache, steps: int) -> Iterator[None]:
             model.forward = own
 
 
-def record(forward: Callable[..., Any], cache: Cache, inputs: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
+@once
+def memory_pool() -> Any:
+    """The memory of all graphs, one after the other: without it, what PyTorch reserves would grow with each."""
+    return torch.cuda.graph_pool_handle()
+
+
+def record(forward: Callable[..., Any], inputs: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
     """A function that does what `forward` does, given inputs of the same names and shapes. It takes no step itself."""
     held = {name: x.clone() for name, x in inputs.items() if isinstance(x, Tensor)}
-    for _ in range(2):  # libraries set themselves up, and autocast rounds the weights: neither belongs into the graph
-        forward(**inputs | held)
-        cache.crop(-1)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):  # nothing is run here
+    with torch.cuda.graph(graph, pool=memory_pool()):  # nothing is run here
         out = forward(**inputs | held)
 
     def replay(inputs: dict[str, Any]) -> Any:

@@ -18,10 +18,12 @@ from transformers import Cache, GenerationConfig, LogitsProcessorList, StoppingC
 from fast import cuda_graphs
 from fast.draw import ManyEnded, Sampler
 from fast.packed import packed
-from fast.prompt_cache import empty_cache, make_room, run_prompts
+from fast.prompt_cache import Growing, empty_cache, make_room, run_prompts
 from policy import Policy
 from rollout import Rollouts, as_rollouts, group_index, pad_prompts, whole_distribution
 from tasks import Problem
+
+LEAVE_AT = 0.25  # share of the rows
 
 
 @torch.no_grad()
@@ -35,8 +37,8 @@ def sample_groups(
 ) -> Rollouts:
     """`counts[b]` responses to problem b, as rollout.sample_groups.
 
-    Whenever a quarter of the rows has ended, the others go on without them: on the built-in task the longest response
-    has three times the tokens of the mean one.
+    Whenever LEAVE_AT of the rows have ended, the others go on without them: on the built-in task the longest response
+    has three times the tokens of the mean one. Recorded steps are recorded anew then, so that there it is half of them.
     """
     group = group_index(counts, policy.device)  # (N,)
     prompt_ids, prompt_mask = pad_prompts(policy, problems)  # (B, P)
@@ -45,10 +47,11 @@ def sample_groups(
     rows = torch.arange(len(group), device=policy.device)  # (n,) that have not ended
     ids, attention, start = prompt_ids[group], prompt_mask[group].long(), 0  # what they have so far, (n, P + start)
     kind = cuda_graphs.cache_kind(policy)
+    share = LEAVE_AT if kind is Growing else 0.5
     cache = run_prompts(policy, prompt_ids, prompt_mask, group, kind) or empty_cache(policy, kind)
     while len(rows) and start < max_new_tokens:
         sampler, length = Sampler(temperature, greedy), make_room(cache, ids.shape[1], max_new_tokens - start)
-        ids = _generate(policy, ids, attention, cache, length, sampler)
+        ids = _generate(policy, ids, attention, cache, length, sampler, share)
         new = ids[:, attention.shape[1] :]  # (n, t)
         end = start + new.shape[1]
         tokens[rows, start:end] = new
@@ -62,8 +65,10 @@ def sample_groups(
     return as_rollouts(policy, problems, prompt_ids, prompt_mask, group, *sampled)
 
 
-def _generate(policy: Policy, ids: Tensor, attention: Tensor, cache: Cache, length: int, sampler: Sampler) -> Tensor:
-    """`ids` (n, P) with at most `length` more tokens, until a quarter of them has ended; `cache` grows with them."""
+def _generate(
+    policy: Policy, ids: Tensor, attention: Tensor, cache: Cache, length: int, sampler: Sampler, share: float
+) -> Tensor:
+    """`ids` (n, P) with at most `length` more tokens, until this share of them has ended; `cache` grows with them."""
     with (
         whole_distribution(policy),
         policy.autocast(),
@@ -82,5 +87,5 @@ def _generate(policy: Policy, ids: Tensor, attention: Tensor, cache: Cache, leng
                 disable_compile=True,  # cuda_graphs.py does it without the wait
             ),
             logits_processor=LogitsProcessorList([sampler]),
-            stopping_criteria=StoppingCriteriaList([ManyEnded(policy.eos_id, ids.shape[1])]),
+            stopping_criteria=StoppingCriteriaList([ManyEnded(policy.eos_id, ids.shape[1], share)]),
         )
