@@ -29,16 +29,15 @@ def show_reading() -> None:
                 print(f"   NaN  {said}")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Prints the example, or asks a judge for the group of eight of `python dagrpo.py`."""
-
     parser = Parser(prog="python -m judges", description=__doc__)
     parser.add_argument(
         "--base-url", metavar="URL", help="an OpenAI-compatible endpoint, such as http://localhost:8000/v1"
     )
     parser.add_argument("--model-name", metavar="NAME", help="the model, as the endpoint names it")
     parser.add_argument("--model", metavar="ID_OR_DIR", help="a local causal LM")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if bool(args.base_url) != bool(args.model_name) or (args.base_url and args.model):
         fail("give --base-url together with --model-name, or --model alone")
     counters = Counters()

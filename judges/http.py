@@ -1,8 +1,8 @@
 """The HTTP judge: S of Eq. 7 by an OpenAI-compatible endpoint, many requests at a time, each score paid for once.
 
-The key of an endpoint is read from the environment (OPENAI_API_KEY) and is in no message, file or record of ours. A
-request that fails for a reason that may pass is repeated; one that gets no score in the end is NaN, and its group is
-masked. prompt.py says what is sent and how a reply is read.
+The API key is read from the environment (OPENAI_API_KEY) and never appears in a message, a file or a record. A request
+that fails for a reason that may pass is repeated; one without a score in the end is NaN, and its group is masked.
+prompt.py says what is sent and how a reply is read.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FATAL = (401, 404)  # wrong key, wrong path or model: every other request would 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where and how the HTTP judge is asked. Its key is no field: settings are written to config.json.
+    """Where and how the HTTP judge is asked. The API key is not a setting, because settings are saved.
 
     `model` has to take a temperature of 0 and `max_tokens`, as GPT-4o and the models of local servers do.
     """
@@ -123,13 +123,13 @@ def connect(endpoint: Endpoint) -> Any:
     except ValueError:
         url = urlsplit("")
     if url.scheme not in ("http", "https") or not url.hostname:
-        fail(f"the judge's base URL {endpoint.base_url!r} is none: it looks like http://localhost:8000/v1")
+        fail(f"the judge's base URL {endpoint.base_url!r} is not valid: it looks like http://localhost:8000/v1")
     if url.username or url.password or url.query:
         fail("the judge's base URL holds a name, a password or a query: put the key in OPENAI_API_KEY instead")
     key = os.environ.get("OPENAI_API_KEY", "").strip() or "none-needed"
     if not (key.isascii() and key.isprintable()):
         fail("OPENAI_API_KEY holds characters that no HTTP header takes: set it again")
-    # no retries of its own: ours also repeat what is not a score, and are counted
+    # without its own retries: `ask` counts them, and also repeats a request whose reply is not a score
     return openai.OpenAI(base_url=endpoint.base_url, api_key=key, timeout=endpoint.timeout, max_retries=0)
 
 
@@ -149,7 +149,7 @@ def ask(client: Any, endpoint: Endpoint, text: str, stop: threading.Event) -> An
 
 
 def request(client: Any, endpoint: Endpoint, text: str) -> Answer:
-    """One HTTP request. Errors become words of ours: the exceptions hold headers, and those the key."""
+    """One HTTP request. Errors become text here: the exceptions hold headers, and those the key."""
     import openai
 
     def words(text: str) -> str:  # the key goes before anything is cut off, or a part of it could stay
@@ -172,7 +172,7 @@ def request(client: Any, endpoint: Endpoint, text: str) -> Answer:
     usage = getattr(completion, "usage", None)
     counts = [getattr(usage, name, 0) for name in ("prompt_tokens", "completion_tokens")]
     tokens = sum(count for count in counts if type(count) is int)
-    try:  # the client checks no types: anything may stand anywhere
+    try:  # the client checks no types: every part of the body may be anything
         return Answer(read_score(completion.choices[0].message.content), tokens=tokens)
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         why = str(error) if isinstance(error, ValueError) else "no answer (no choices[0].message.content in the body)"
@@ -185,7 +185,7 @@ def content_key(model: str, text: str) -> str:
 
 
 def open_cache(path: Path | None) -> dict[str, float]:
-    """The scores in a cache file by key. Lines that are none, as a kill leaves them, are passed over.
+    """The scores in a cache file by key. Invalid lines, as a kill leaves them, are skipped.
 
     Ends the program with one line if the file can be neither read nor made.
     """

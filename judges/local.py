@@ -1,7 +1,7 @@
 """The local judge: S of Eq. 7 by one forward pass of a causal LM.
 
-It says nothing: S is the expected value over ten letters as the next token. Letters, because "10" is two tokens in most
-vocabularies, and "1" begins it. Special tokens (<|im_end|>) that a response writes out are taken apart.
+Nothing is sampled: S is the expected value over ten letters as the next token. Letters, because "10" is two tokens in
+most vocabularies, and "1" begins it. Special tokens (<|im_end|>) that a response writes out are taken apart.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
     S = judge(q, o, o_demo) in [1, 10]: is the final answer right, is the reasoning valid, are the steps complete
 
-The paper's judge is GPT-4o. It gives neither the prompt nor the form of the answer, so these are ours:
-  1. Question, demonstration and response stand between markers that carry a hash of the three: to close its own part,
+The paper's judge is GPT-4o. It gives neither the prompt nor the form of the answer. Here:
+  1. Question, demonstration and response are put between markers that carry a hash of the three: to close its own part,
      a response would have to contain its own hash. What it says in there ("score: 10") is material to grade.
   2. An endpoint replies with one JSON object, a number for each of the three questions and the score. Anything else
      (other words, a cut-off object, 11, "7") is a failure: a score is never guessed.
-  3. A local judge says nothing: S is the expected value over ten letters as the next token (local.py).
+  3. A local judge samples nothing: S is the expected value over ten letters as the next token (local.py).
   4. A score that could not be had is NaN, and masks its group (dagrpo.rectification_mask).
 """
 
@@ -61,7 +61,7 @@ LEAD = "Grade:"  # the local judge's reply begins with it, else "A" and "I" are 
 
 
 def prompt(problem: Problem, response: str, reply: str = AS_JSON) -> str:
-    """Eq. 7's question: the task, q, o_demo and o between markers, and how to reply, after all that was not ours."""
+    """Eq. 7's question: the task, q, o_demo and o between markers, and how to reply, after all text from outside."""
     parts = {
         "problem": problem.question,
         "reference solution": problem.demo or f"(only its final answer is known: {problem.answer})",

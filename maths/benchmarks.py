@@ -7,14 +7,13 @@ multiple choice from elsewhere. The paper does not say which copies of them it u
 Multiple choice has its options lettered into the question, and the answer is the letter. GPQA's file has the right
 option in a column of its own, so the options are put into an order that a hash decides, the same on every machine.
 
-    python benchmarks.py            the list
-    python benchmarks.py DIR        and what of it is in DIR
+    python -m maths.benchmarks        the list
+    python -m maths.benchmarks DIR    and their files in DIR
 """
 
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +21,9 @@ from string import ascii_uppercase
 from typing import Any
 
 import tasks
-from harness.console import fail
-from maths import data, rows
-from maths.data import INSTRUCTION, Report
+from harness.console import Parser, fail
+from maths.data import ALL, INSTRUCTION, Report, to_problems
+from maths.rows import READERS, quote, read_rows
 from tasks import Problem
 
 # Benchmarks of the built-in task: split, levels, problems per level (level 1 has only about 60 questions in validation)
@@ -91,7 +90,7 @@ PAPER = {
 
 
 def get(name: str) -> Benchmark:
-    """One of PAPER; any other name stands for a file of --benchmark-dir, asked in the same way, once."""
+    """One of PAPER; any other name is a file of --benchmark-dir, with one response a problem."""
     return PAPER.get(name, Benchmark(name))
 
 
@@ -106,34 +105,30 @@ def built_in(name: str, per_level: int | None = None, limit: int | None = None) 
 
 
 def load(name: str, directory: Path | None = None, limit: int | None = None) -> tuple[list[Problem], Report]:
-    """The problems of another benchmark, from its file in `directory` or from the hub, and what was skipped.
+    """The problems of another benchmark, and what was skipped.
 
-    `limit` takes at most that many, evenly from the whole: files are often sorted by subject. Ends the program with one
-    line if there is nothing to be had.
+    They are in NAME.jsonl, NAME.json or NAME.parquet of `directory`, or without it on the hub. `limit` takes at most
+    that many, evenly from the whole: files are often sorted by subject. Ends the program with one line if there is
+    nothing to be had.
     """
     benchmark = get(name)
     if directory:
-        source, columns = str(local_file(name, directory)), {}
-        found = list(rows.read_rows(source))
+        files = [path for ending in READERS if (path := directory / f"{name}{ending}").is_file()]
+        if not files:
+            fail(f"{directory} has no {name} in it: a file {name} that ends in {', '.join(READERS)}")
+        source, columns = str(files[0]), {}
+        found = list(read_rows(source))
     else:
         source, columns = benchmark.hub, {"question": "problem", "answer": "answer"}
-        found = [to_row(row, benchmark) for row in rows.read_rows(source, benchmark.split)]
+        found = [to_row(row, benchmark) for row in read_rows(source, benchmark.split)]
     if limit and limit < len(found):
         found = [found[i * len(found) // limit] for i in range(limit)]
-    problems, report = data.to_problems(found, source, columns)
-    return [replace(problem, level=data.ALL) for problem in problems], report
-
-
-def local_file(name: str, directory: Path) -> Path:
-    """NAME.parquet, NAME.jsonl or NAME.json in the directory."""
-    for ending in rows.READERS:
-        if (directory / f"{name}{ending}").is_file():
-            return directory / f"{name}{ending}"
-    fail(f"--benchmark-dir {directory} has no {name} in it: a file {name} that ends in {', '.join(rows.READERS)}")
+    problems, report = to_problems(found, source, columns)
+    return [replace(problem, level=ALL) for problem in problems], report
 
 
 def to_row(row: dict[str, Any], benchmark: Benchmark) -> dict[str, Any]:
-    """A row of the hub's as `problem` and `answer`. What is not there becomes None, and data.to_problem says so.
+    """A row of the hub's as `problem` and `answer`. What is not there becomes None, and to_problem says so.
 
     >>> row = {"question": "1+1?", "choices": {"text": ["3", "2"], "label": ["1", "2"]}, "answerKey": "2"}
     >>> to_row(row, PAPER["arc_c"])
@@ -181,15 +176,20 @@ def table(model: str, accuracy: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m maths.benchmarks", description=__doc__)
+    parser.add_argument(
+        "directory", metavar="DIR", nargs="?", type=Path, help="where NAME.parquet, .jsonl or .json are"
+    )
+    directory = parser.parse_args(argv).directory
     print(f"{'name':14s} {'k':>2s}  hub id, split: columns")
     for name, b in PAPER.items():
         columns = f"{b.question}, options by {b.options.__name__}" if b.options else f"{b.question}, {b.answer}"
         print(f"{name:14s} {b.k:2d}  {b.hub}, {b.split}: {columns}")
-    if len(sys.argv) > 1:
+    if directory:
         for name in PAPER:
-            problems, report = load(name, Path(sys.argv[1]))
-            print(f"\n{name}: {report}\n  {rows.quote(problems[0].question, 100)}  ->  {problems[0].answer}")
+            problems, report = load(name, directory)
+            print(f"\n{name}: {report}\n  {quote(problems[0].question, 100)}  ->  {problems[0].answer}")
 
 
 if __name__ == "__main__":

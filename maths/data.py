@@ -8,9 +8,9 @@ columns, and flags name the columns of any other. A source is a hub id, or a loc
 Data come from outside, so a row that cannot be used (no question, an answer that the verifier cannot read, text that is
 no Unicode ...) is skipped, counted, and the first of its kind quoted; it is never guessed at.
 
-Ours, as the paper does not say: what is appended to a question (`INSTRUCTION`), so that a final answer can be found.
+Where the paper is silent: `INSTRUCTION` is appended to each question, so that a final answer can be found.
 
-    python data.py FILE_OR_HUB_ID     prints what was recognised, what was skipped, and a few problems
+    python -m maths.data FILE_OR_HUB_ID     prints what was recognised, what was skipped, and a few problems
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tasks import Problem
 
 INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's marks: <<48/2=24>>
-ALL = "all"  # the level of problems that have none
+ALL = "all"  # the level of problems without one
 LEVEL_COLUMNS = ("level", "subject", "type", "category")
 MOST_LEVELS = 30  # a column of more values does not group anything
 LONGEST_ANSWER = 1000  # characters; what is longer is no final answer
@@ -40,7 +40,7 @@ LONGEST_ANSWER = 1000  # characters; what is longer is no final answer
 class Layout:
     """Which column holds what. A dot leads into a column (`reward_model.ground_truth`); None: there is no such column.
 
-    A column of chat messages stands for the last message of the user (question) or of the assistant (demonstration).
+    In a column of chat messages, the last one of the user (question) or of the assistant (demonstration) counts.
     """
 
     name: str
@@ -136,17 +136,17 @@ def find_layout(rows: list[Any], source: str, given: dict[str, str | None]) -> L
     found = [set(names(row)) for row in rows if isinstance(row, dict)]
     columns = dict.fromkeys(name for row in rows if isinstance(row, dict) for name in names(row))  # in their order
     given = {part: name for part, name in given.items() if name}
-    told = f"columns found: {', '.join(map(quote, islice(columns, 40))) or 'none'}"
+    there = f"columns found: {', '.join(map(quote, islice(columns, 40))) or 'none'}"
     for part, name in given.items():
         if name not in columns:
-            fail(f"{source}: --{part}-column {name}: there is no such column; {told}")
+            fail(f"{source}: --{part}-column {name}: there is no such column; {there}")
     fits = {layout: sum({layout.question, layout.answer} <= row for row in found) for layout in LAYOUTS}
     layout = max(fits, key=fits.get)
     if {"question", "answer"} <= given.keys():  # overruled as a whole: nothing is taken from it
         layout = Layout("by flags", "", "")
     elif not fits[layout]:
         fail(
-            f"{source}: the layout is unknown; {told}; say which is which with --question-column and --answer-column"
+            f"{source}: the layout is unknown; {there}; say which is which with --question-column and --answer-column"
             " (and --demo-column, --level-column), nested ones with dots as in reward_model.ground_truth"
         )
     level = next((name for name in LEVEL_COLUMNS if name in columns), None)
@@ -213,17 +213,19 @@ def text_of(value: Any, role: str, what: str) -> str:
         raise Unusable(f"no {what}")
     if isinstance(value, str):
         return value
-    if what == "answer" and isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if what == "answer" and isinstance(value, float) and math.isfinite(value):
-        return f"{value:.0f}" if value.is_integer() else repr(value)
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
         said = [part.get("content") for part in value if part.get("role") == role]
         if said and isinstance(said[-1], str):
             return said[-1]
-    if what == "answer" and isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+    if what != "answer":
+        raise Unusable(f"a {what} of a wrong type", value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:.0f}" if value.is_integer() else repr(value)
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
         return ", ".join(value)  # a problem with several answers
-    raise Unusable(f"a {what} of a wrong type" if what != "answer" else "an answer of a wrong type", value)
+    raise Unusable("an answer of a wrong type", value)
 
 
 def clean(text: str, what: str, empty: bool = False) -> str:
@@ -254,7 +256,9 @@ def instruct(problems: list[Problem], instruction: str) -> list[Problem]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="data.py", description=__doc__, usage="python data.py FILE_OR_HUB_ID [flags]")
+    parser = Parser(
+        prog="python -m maths.data", description=__doc__, usage="python -m maths.data FILE_OR_HUB_ID [flags]"
+    )
     parser.add_argument("source", metavar="FILE_OR_HUB_ID", help="a local file, owner/name or owner/name:configuration")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N problems")
     parser.add_argument("--show", type=int, default=3, metavar="N", help="problems to print")

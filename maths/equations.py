@@ -5,7 +5,7 @@ r"""Calculations in running text: which equations between plain numbers does a r
 Only what can be checked safely and surely counts: numbers, + - * / and parentheses, worked out as exact fractions by
 the few lines of `value` (never Python's eval). Where a name, a power or a root takes part, it is no equation here.
 
-    python equations.py    the equations in a few sentences
+    python -m maths.equations    the equations in a few sentences
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PLAIN = [  # one way of writing each sign; a calculator's marks, currencies, tex
     (re.compile(r"\\%"), "%"),
     (re.compile(r"(?<=\d),(?=\d{3}(?!\d))"), ""),
 ]
-RUN = re.compile(r"[-+*/()\d.% \t=]+", re.ASCII)  # where numbers and signs stand without a word between them
+RUN = re.compile(r"[-+*/()\d.% \t=]+", re.ASCII)  # numbers and signs without a word between them
 TOKEN = re.compile(r"\d+(?:\.\d+)?|\.\d+|[-+*/()%]", re.ASCII)
 LITERAL = re.compile(r"(?<![\w.])-?(?:\d+(?:\.\d+)?|\.\d+)", re.ASCII)
 SIGNS = {"+", "-", "*", "/"}
@@ -45,8 +45,8 @@ class Equation(NamedTuple):
 def equations(text: str) -> list[Equation]:
     """The equations of a text with a calculation on one side, in their order, each once.
 
-    A stated decimal may be rounded or cut off: it is true if it is less than one unit of its last place away. Percents
-    may be meant as they stand or as hundredths.
+    A stated decimal may be rounded or cut off: it is true if it is less than one unit of its last place away.
+    Percentages may be meant as they are written or as hundredths.
 
     >>> for equation in equations("3 * $4.50 = $13.50, 2/3 = 0.67, x = 5, 2x + 1 = 9, and 1/2 of 8 = 4 = 2 + 3."):
     ...     print(*equation)

@@ -13,7 +13,7 @@ What counts as equal, where the field is not of one mind:
     letters   a gold answer that is one capital from A to J is a choice: only a letter can match it
     words     \text{east} matches East and nothing else: math-verify would take words for products of variables
 
-    python verifier.py    final answers and verdicts
+    python -m maths.verifier    final answers and verdicts
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MISSING = {"None", "nan", "NaN", "null"}  # what a value that is not there becom
 class Number(NamedTuple):
     value: Fraction
     percent: bool  # is there a percent sign?
-    exact: bool  # no decimal point, which may stand for a rounded number
+    exact: bool  # no decimal point: a number with one may be rounded
 
 
 # ---------------------------------------------------------------------------------------- the verdict
@@ -96,7 +96,7 @@ def _same(gold: str, final: str) -> bool:
 
 def _equal(a: Number, b: Number) -> bool:
     values = [b.value]
-    if a.percent != b.percent:  # the side with the sign may be meant as it stands, or as hundredths
+    if a.percent != b.percent:  # the side with the sign may be meant as it is written, or as hundredths
         values.append(b.value / 100 if b.percent else b.value * 100)
     if a.exact and b.exact:
         return a.value in values
@@ -136,7 +136,7 @@ def final_answer(response: str) -> str | None:
 
 
 def _marked(response: str) -> str | None:
-    """What is boxed or stands behind a mark; "" if that is nothing, None if there is neither box nor mark."""
+    """What is boxed or follows a mark; "" if that is nothing, None if there is neither box nor mark."""
     at = response.rfind("\\boxed")
     while at >= 0 and not (box := BOX.match(response, at)):
         at = response.rfind("\\boxed", 0, at)
@@ -150,7 +150,7 @@ def _marked(response: str) -> str | None:
 
 
 def _braced(text: str, start: int) -> str:
-    """From `start`, just behind an opening brace, to the brace that closes it; "" if none does."""
+    """From `start`, just behind an opening brace, to the brace that closes it; "" if it is never closed."""
     depth = 1
     for match in BRACE.finditer(text, start):
         depth += {"{": 1, "}": -1}.get(match.group(), 0)
@@ -278,7 +278,7 @@ def _assigned(text: str) -> tuple[str, str]:
 
 
 def _right_side(text: str) -> str:
-    """Of an equation, or a chain of them, what stands last; of several equations nothing does."""
+    """What follows the last equals sign of an equation or a chain of them; of several equations, the whole text."""
     return text if "," in text or ";" in text else EQUALS.split(text)[-1]
 
 

@@ -5,7 +5,7 @@ limit is a Unix signal, which works in the main thread only, and not inside C co
 it is first needed (about a second), asked one question after the other, killed when an answer takes more than LIMIT
 seconds, and started again. It ends with the program that has started it, however that ends.
 
-    python worker.py    a few questions, one of which takes too long
+    python -m maths.worker    a few questions, one of which takes too long
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ START_LIMIT = 120.0  # seconds for the worker to start
 MEMORY = 4 << 30  # bytes of address space: 9**9**9 asks for more than there is
 
 # Not multiprocessing: "spawn" would import the main program again, torch and all, and "fork" is not safe with threads.
-HERE = str(Path(__file__).resolve().parent)
-COMMAND = [sys.executable, "-c", f"import sys; sys.path.insert(0, {HERE!r}); import worker; worker.serve()"]
+ROOT = str(Path(__file__).resolve().parents[1])
+SERVE = f"import sys; sys.path.insert(0, {ROOT!r}); from maths import worker; worker.serve()"
+COMMAND = [sys.executable, "-c", SERVE]
 
 _process: subprocess.Popen[str] | None = None
 _lock = threading.Lock()

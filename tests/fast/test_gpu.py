@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import eval as evaluation
-import rollout
+import fast
 import train
 from analysis import conflict
+from analysis.experiments import controls
 from dagrpo import METHODS
-from fast import cuda_graphs, prompt_cache
+from fast import cuda_graphs, learning, prompt_cache
 from policy import load_policy
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
@@ -25,7 +26,7 @@ def policy(tiny_folder):
 
 def sample(policy, problems, **further):
     torch.manual_seed(3)
-    return rollout.sample_groups(policy, problems, [8] * len(problems), LENGTH, **further)
+    return fast.sample_groups(policy, problems, [8] * len(problems), LENGTH, **further)
 
 
 @pytest.mark.parametrize("room", [512, 20])
@@ -56,34 +57,41 @@ def test_sampled_log_probs_are_the_learners(policy, problems, autocast, off):
     policy = replace(policy, autocast_dtype=autocast)
     rollouts = sample(policy, problems)
     with torch.no_grad():
-        logp, _ = rollout.token_logprobs(policy, rollouts, torch.arange(len(rollouts.texts), device=policy.device))
+        logp, _ = fast.token_logprobs(policy, rollouts, torch.arange(len(rollouts.texts), device=policy.device))
     torch.testing.assert_close(rollouts.logp, logp, atol=off, rtol=0)
 
 
-def test_a_prompt_that_is_run_once_changes_no_gradient(policy, problems):
+def test_a_prompt_that_is_run_once_changes_no_gradient(policy, problems, monkeypatch):
     exact = replace(policy, autocast_dtype=None)
     rollouts = sample(exact, problems)
+    rows = torch.arange(len(rollouts.texts), device=exact.device)
 
-    def gradient(share):
+    def gradient(cost):
+        monkeypatch.setattr(learning, "A_PASS", cost)
         exact.model.zero_grad()
-        rows = torch.arange(len(rollouts.texts), device=exact.device)
-        rollout.token_logprobs(exact, rollouts, rows, share=share)[0].sum().backward()
+        fast.token_logprobs(exact, rollouts, rows)[0].sum().backward()
         return torch.cat([p.grad.flatten() for p in exact.model.parameters()])
 
-    once = gradient(share=True)
-    assert (once - gradient(share=False)).norm() <= 1e-5 * once.norm()
-    small, large = (rollout.plan(policy, rollouts.lengths, rollouts.group, P, 10**15)[1] for P in (100, 10**12))
+    small, large = (learning.worth_a_pass(policy, rollouts.group, P) for P in (100, 10**12))
     assert large and not small
+    once = gradient(cost=0)
+    assert (once - gradient(cost=1e30)).norm() <= 1e-5 * once.norm()
+
+
+SMALL = ["--batch-prompts", "4", "--group-size", "4", "--max-new-tokens", "44", "--show-every", "0", "--lr", "1e-3"]
 
 
 def run(folder, out, *flags, method="dagrpo"):
-    small = ["--batch-prompts", "4", "--group-size", "4", "--max-new-tokens", "44", "--show-every", "0", "--lr", "1e-3"]
-    train.main(["--method", method, "--model", str(folder), "--out", str(out), *small, *flags])
+    train.main(["--method", method, "--model", str(folder), "--out", str(out), *SMALL, *flags])
+    return read(out)
+
+
+def read(out):
     with (out / "metrics.csv").open() as file:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("method", [*METHODS, "sft"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_is_resumed_and_evaluated(tiny_folder, tmp_path, method):
     run(tiny_folder, tmp_path, "--steps", "2", method=method)
     rows = run(tiny_folder, tmp_path, "--steps", "3", "--resume", method=method)
@@ -91,15 +99,25 @@ def test_every_method_trains_is_resumed_and_evaluated(tiny_folder, tmp_path, met
     evaluation.main(["--model", str(tmp_path), "--per-level", "2", "--k", "2"])
 
 
-OTHER = ["--kl-beta 0.1", "--gradient-checkpointing", "--micro-batch-tokens 200", "--random-mask", "--reward-is-score"]
-OTHER += ["--score-noise 1", "--overlong-buffer 8", "--anchor-when hard", "--extra-anchor", "--updates-per-batch 1"]
+OTHER = ["--kl-beta 0.1", "--gradient-checkpointing", "--micro-batch-tokens 200", "--overlong-buffer 8"]
+OTHER += ["--anchor-when hard", "--extra-anchor", "--updates-per-batch 1", "--plain"]
 
 
 @pytest.mark.parametrize("flags", OTHER)
 @pytest.mark.parametrize("shared", [False, True])
 def test_other_ways_through_a_step(tiny_folder, tmp_path, monkeypatch, flags, shared):
-    monkeypatch.setattr(rollout, "A_PASS", 0 if shared else 1e30)
+    monkeypatch.setattr(learning, "A_PASS", 0 if shared else 1e30)
     assert float(run(tiny_folder, tmp_path, "--steps", "2", *flags.split())[1]["grad_norm"]) > 0
+
+
+@pytest.mark.parametrize(
+    "name, method", [("random_mask", "dagrpo"), ("score_noise=1", "dagrpo"), ("score_as_reward", "luffy")]
+)
+def test_controls(tiny_folder, tmp_path, name, method):
+    controls.run(
+        name, ["--method", method, "--model", str(tiny_folder), "--out", str(tmp_path), *SMALL, "--steps", "2"]
+    )
+    assert float(read(tmp_path)[1]["grad_norm"]) > 0
 
 
 @pytest.mark.extra

@@ -1,4 +1,4 @@
-"""graphs.py as far as it goes without a GPU: its cache gives the same samples, and its switches. See test_gpu.py."""
+"""cuda_graphs.py as far as it goes without a GPU: the cache gives the same samples; its switches. See test_gpu.py."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,9 +16,9 @@ from transformers import (
     MptForCausalLM,
 )
 
-import rollout
+import fast
 import train
-from fast import cuda_graphs, prompt_cache
+from fast import cuda_graphs, learning, prompt_cache
 from tasks import solve
 
 ON_GPU = torch.device("cuda")
@@ -32,7 +32,7 @@ def test_a_static_cache_gives_the_same_samples(tiny, monkeypatch, prompts):
     for kind in (prompt_cache.Growing, prompt_cache.Static):
         monkeypatch.setattr(cuda_graphs, "cache_kind", lambda _, kind=kind: kind)
         torch.manual_seed(3)
-        found.append(rollout.sample_groups(tiny, problems, [4, 4, 4], max_new_tokens=30))
+        found.append(fast.sample_groups(tiny, problems, [4, 4, 4], max_new_tokens=30))
     growing, static = found
     assert growing.ended.any() and len(set(growing.lengths.tolist())) > 4
     assert torch.equal(static.tokens, growing.tokens)
@@ -42,12 +42,12 @@ def test_a_static_cache_gives_the_same_samples(tiny, monkeypatch, prompts):
 @pytest.mark.parametrize("room", [1, 7])
 def test_its_room_grows_a_part_at_a_time(tiny, problems, monkeypatch, room):
     """Greedily, as rows that ended leave at other times then, and draws are made for the rows that are there."""
-    expected = rollout.sample_groups(tiny, problems, [1, 1, 1], 30, greedy=True)
+    expected = fast.sample_groups(tiny, problems, [1, 1, 1], 30, greedy=True)
     monkeypatch.setattr(cuda_graphs, "cache_kind", lambda _: prompt_cache.Static)
     monkeypatch.setattr(prompt_cache, "STATIC_ROOM", room)
     rooms, make_room = [], prompt_cache.Static.make_room
     monkeypatch.setattr(prompt_cache.Static, "make_room", lambda layer, n: rooms.append(n) or make_room(layer, n))
-    found = rollout.sample_groups(tiny, problems, [1, 1, 1], 30, greedy=True)
+    found = fast.sample_groups(tiny, problems, [1, 1, 1], 30, greedy=True)
     P, T = found.prompt_ids.shape[1], found.tokens.shape[1]
     assert rooms == sorted(rooms) and len(set(rooms)) >= T / room, "as many parts as it takes"
     assert max(rooms) <= P + T - 1 + room and torch.equal(found.tokens, expected.tokens)
@@ -112,39 +112,75 @@ def test_a_pass_that_somebody_has_put_there_stays(tiny, monkeypatch):
     assert tiny.model.forward is own
 
 
-@pytest.mark.parametrize("budget, together, apart", [(10**9, 1, 1), (2040, 2, 3)])
-def test_prompts_are_run_once_where_that_is_worth_a_pass_more(tiny, monkeypatch, budget, together, apart):
+class OnGPU(torch.Tensor):
+    """A tensor on the CPU that says it is on a GPU."""
+
+    device = property(lambda _: ON_GPU)
+
+    def to(self, _):
+        return self
+
+
+@pytest.fixture
+def gpu_batches(monkeypatch):
+    """fast.micro_batches, which takes the rows to be on a GPU."""
+    pack = learning.pack
+    monkeypatch.setattr(learning, "pack", lambda *given: [rows.as_subclass(OnGPU) for rows in pack(*given)])
+
+    def micro_batches(rollouts, rows, budget):
+        batches = learning.micro_batches(rollouts, rows.as_subclass(OnGPU), budget)
+        return [rows.as_subclass(torch.Tensor) for rows in batches]
+
+    return micro_batches
+
+
+@pytest.mark.parametrize("budget, on_cpu, on_gpu", [(10**9, 1, 1), (2040, 2, 3)])
+def test_a_prompt_that_may_run_with_each_row_counts_for_each_row(gpu_batches, budget, on_cpu, on_gpu):
+    """Two prompts with three rows each."""
+    group, lengths, prompts = torch.arange(6) // 3, torch.full((6,), 10), torch.zeros(2, 1000)
+    rollouts = SimpleNamespace(group=group, lengths=lengths, prompt_ids=prompts)
+    for batches, count in ((fast.micro_batches, on_cpu), (gpu_batches, on_gpu)):
+        found = batches(rollouts, torch.arange(6), budget)
+        assert len(found) == count and sorted(torch.cat(found).tolist()) == list(range(6))
+
+
+def test_prompts_are_run_once_where_that_is_worth_a_pass_more(tiny, monkeypatch):
     """Two prompts with three rows each, of which four need not run theirs; then a batch is two passes, not one."""
-    policy = SimpleNamespace(device=ON_GPU, model=tiny.model)
-    group, lengths, P = torch.arange(6) // 3, torch.full((6,), 10), 1000
+    policy, group, P = SimpleNamespace(device=ON_GPU, model=tiny.model), torch.arange(6) // 3, 1000
     worth = 4 * P * tiny.model.num_parameters()
-    for cost, once, count in ((0.99 * worth, True, together), (1.01 * worth, False, apart)):
-        monkeypatch.setattr(rollout, "A_PASS", cost)
-        batches, shared = rollout.plan(policy, lengths, group, P, budget)
-        assert (shared, len(batches)) == (once, count) and sorted(torch.cat(batches).tolist()) == list(range(6))
-    assert rollout.plan(tiny, lengths, group, P, budget)[1], "on a CPU always"
+    for cost, once in ((0.99 * worth, True), (1.01 * worth, False)):
+        monkeypatch.setattr(learning, "A_PASS", cost)
+        assert learning.worth_a_pass(policy, group, P) == once
+    assert learning.worth_a_pass(tiny, group, P), "on a CPU always"
 
 
-def test_prompts_that_run_with_each_row_are_the_same_update(tiny, tiny_folder, tmp_path, monkeypatch):
+def test_prompts_that_run_with_each_row_are_the_same_update(tiny_folder, tmp_path, monkeypatch, gpu_batches):
     """And count for each row in the memory that --micro-batch-tokens bounds."""
-    norms, plans = [], []
+    norms, once, cut = [], [], []
 
-    def as_on_a_gpu(policy, lengths, group, prompt_tokens, budget):
+    def as_on_a_gpu(policy, group, prompt_tokens):
         pretended = SimpleNamespace(device=ON_GPU, model=policy.model)
-        plans.append((lengths, prompt_tokens, *plan(pretended, lengths, group, prompt_tokens, budget)))
-        return plans[-1][2:]
+        once.append(worth_a_pass(pretended, group, prompt_tokens))
+        return once[-1]
 
-    plan = rollout.plan
-    monkeypatch.setattr(rollout, "plan", as_on_a_gpu)
+    def batches(rollouts, rows, budget):
+        found = gpu_batches(rollouts, rows, budget)
+        cut.extend((len(b), int(rollouts.lengths[b].max()) + rollouts.prompt_ids.shape[1]) for b in found)
+        return found
+
+    worth_a_pass = learning.worth_a_pass
+    monkeypatch.setattr(learning, "worth_a_pass", as_on_a_gpu)
+    monkeypatch.setattr(fast, "micro_batches", batches)
     for cost in (0, 1e30):
-        monkeypatch.setattr(rollout, "A_PASS", cost)
+        monkeypatch.setattr(learning, "A_PASS", cost)
         flags = ["--batch-prompts", "4", "--group-size", "4", "--steps", "1", "--updates-per-batch", "1"]
         flags += ["--micro-batch-tokens", "100"]
         out = tmp_path / str(cost)
+        once.clear()
         train.main(["--method", "dagrpo", "--model", str(tiny_folder), "--out", str(out), *flags])
+        assert any(once) == (cost == 0)
         header, row = ((out / "metrics.csv").read_text().splitlines()[i].split(",") for i in (0, 1))
         norms.append(float(row[header.index("grad_norm")]))
-    (*_, once), (lengths, prompt_tokens, batches, each) = plans
-    assert once and not each and len(batches) > 1
-    assert all(len(b) == 1 or len(b) * (int(lengths[b].max()) + prompt_tokens) <= 100 for b in batches)
+    assert len(cut) > 2 and any(n > 1 for n, _ in cut)
+    assert all(n == 1 or n * tokens <= 100 for n, tokens in cut)
     assert norms[0] == pytest.approx(norms[1], rel=2e-5)

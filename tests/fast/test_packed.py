@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import rollout
+import fast
 from fast import packed
 from policy import Policy
 
@@ -97,9 +97,9 @@ def test_where_it_does_not_pay_nothing_is_done(tiny, monkeypatch, worthwhile, ca
 def test_sampled_log_probs_are_those_of_the_weights_at_that_time(biased, problems, worthwhile):
     """The layout is of one batch: what an update changes between two is in the second."""
     for _ in range(2):
-        rollouts = rollout.sample_groups(biased, problems, [3, 1, 4], max_new_tokens=30)
+        rollouts = fast.sample_groups(biased, problems, [3, 1, 4], max_new_tokens=30)
         with torch.no_grad():
-            logp, _ = rollout.token_logprobs(biased, rollouts, torch.arange(8))
+            logp, _ = fast.token_logprobs(biased, rollouts, torch.arange(8))
             for parameter in biased.model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
         torch.testing.assert_close(rollouts.logp, logp, atol=2e-5, rtol=0)

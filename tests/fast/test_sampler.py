@@ -1,4 +1,4 @@
-"""sampler.py: tokens are drawn by inversion, whatever the vocabulary's size; what is ruled out is not drawn."""
+"""draw.py: tokens are drawn by inversion, whatever the vocabulary's size; what is ruled out is not drawn."""
 
 import math
 

@@ -13,8 +13,9 @@ from judge_server import (
     response_part,
 )
 
-from judges import endpoint
-from judges.endpoint import prompt, read_score
+from judges.__main__ import main
+from judges.http import append_cache, open_cache
+from judges.prompt import FIELDS, prompt, read_score
 from tasks import Problem, solve
 
 # ---------------------------------------------------------------------------------------- what is asked
@@ -25,7 +26,7 @@ def test_the_prompt_holds_question_demonstration_and_response():
     assert inside == "#58"
     assert f"\n{PROBLEM.question}\n" in before
     assert f"\n{PROBLEM.demo}\n" in before
-    assert all(f'"{name}"' in after for name in endpoint.FIELDS)
+    assert all(f'"{name}"' in after for name in FIELDS)
 
 
 def test_without_a_demonstration_the_answer_is_the_reference():
@@ -80,7 +81,7 @@ NO_SCORES = {
     "another field out of range": grades(7, steps=0),
     "another field a string": grades(7, answer="right"),
     "a field more": grades(7, clarity=5),
-    "a list of the fields": json.dumps(endpoint.FIELDS),
+    "a list of the fields": json.dumps(FIELDS),
     "a field less": '{"answer": 5, "reasoning": 5, "score": 7}',
     "a field twice": grades(7)[:-1] + ', "score": 9}',
     "two objects": grades(7) + grades(7),
@@ -112,36 +113,36 @@ def test_anything_else_is_no_score(name):
 
 def test_a_cache_file_is_read_as_it_was_written(tmp_path):
     path = tmp_path / "folder" / "cache.jsonl"
-    assert endpoint.open_cache(path) == {}
-    endpoint.append_cache(path, "a", 7.5)
-    endpoint.append_cache(path, "b", 1.0)
-    assert endpoint.open_cache(path) == {"a": 7.5, "b": 1.0}
+    assert open_cache(path) == {}
+    append_cache(path, "a", 7.5)
+    append_cache(path, "b", 1.0)
+    assert open_cache(path) == {"a": 7.5, "b": 1.0}
 
 
 def test_half_a_last_line_costs_itself_alone(tmp_path):
     path = tmp_path / "cache.jsonl"
     for key in ("a", "b"):
-        endpoint.append_cache(path, key, 7.0)
+        append_cache(path, key, 7.0)
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        known = endpoint.open_cache(path)
+        known = open_cache(path)
         assert set(known) <= {"a", "b"}
         assert ("a" in known) == (length >= len(whole) // 2 - 1)  # its line may lack its end, and nothing else
-        endpoint.append_cache(path, "c", 3.0)
-        assert endpoint.open_cache(path) == {**known, "c": 3.0}
+        append_cache(path, "c", 3.0)
+        assert open_cache(path) == {**known, "c": 3.0}
 
 
 @pytest.mark.parametrize("score", ["11", "0", "NaN", '"7"', "null", "[7]"])
 def test_what_is_no_score_is_not_taken_from_the_cache(tmp_path, score):
     path = tmp_path / "cache.jsonl"
     path.write_text(f'{{"key": "a", "score": {score}}}\n[1]\n\n7\n\xff\n{{"key": "b", "score": 2}}\n')
-    assert endpoint.open_cache(path) == {"b": 2.0}
+    assert open_cache(path) == {"b": 2.0}
 
 
 def test_a_cache_that_cannot_be_used_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        endpoint.open_cache(tmp_path)
+        open_cache(tmp_path)
     assert end.value.code == 2
     assert "choose another file" in capsys.readouterr().err
 
@@ -149,13 +150,8 @@ def test_a_cache_that_cannot_be_used_is_one_line(tmp_path, capsys):
 # ---------------------------------------------------------------------------------------- the command line
 
 
-def run_main(monkeypatch, *flags):
-    monkeypatch.setattr("sys.argv", ["judge.py", *flags])
-    endpoint.main()
-
-
-def test_it_shows_a_prompt_and_how_replies_are_read(monkeypatch, capsys):
-    run_main(monkeypatch)
+def test_it_shows_a_prompt_and_how_replies_are_read(capsys):
+    main([])
     out = capsys.readouterr().out
     assert PROBLEM.demo in out
     assert out.count(" NaN ") == 4
@@ -163,18 +159,18 @@ def test_it_shows_a_prompt_and_how_replies_are_read(monkeypatch, capsys):
 
 
 @pytest.mark.extra
-def test_it_asks_an_endpoint_for_eight_scores(server, monkeypatch, capsys):
-    run_main(monkeypatch, "--base-url", server.url, "--model-name", "grader")
+def test_it_asks_an_endpoint_for_eight_scores(server, capsys):
+    main(["--base-url", server.url, "--model-name", "grader"])
     lines = capsys.readouterr().out.splitlines()
     assert sum(" 7.00 " in line for line in lines) == 8
     assert "judge_calls 7" in lines[-1]
 
 
 @pytest.mark.extra
-def test_it_says_in_one_line_that_the_endpoint_is_down(server, monkeypatch, capsys):
+def test_it_says_in_one_line_that_the_endpoint_is_down(server, capsys):
     server.reply = lambda text, number: Reply(status=404, body=b'{"error": {"message": "no such\\nmodel"}}')
     with pytest.raises(SystemExit) as end:
-        run_main(monkeypatch, "--base-url", server.url, "--model-name", "grader")
+        main(["--base-url", server.url, "--model-name", "grader"])
     assert end.value.code == 2
     err = capsys.readouterr().err
     assert "no such model" in err
@@ -185,8 +181,8 @@ def test_it_says_in_one_line_that_the_endpoint_is_down(server, monkeypatch, caps
     "flags",
     [["--base-url", "http://h/v1"], ["--model-name", "m"], ["--base-url", "u", "--model-name", "m", "--model", "d"]],
 )
-def test_flags_that_do_not_fit_together_are_one_line(monkeypatch, capsys, flags):
+def test_flags_that_do_not_fit_together_are_one_line(capsys, flags):
     with pytest.raises(SystemExit) as end:
-        run_main(monkeypatch, *flags)
+        main(flags)
     assert end.value.code == 2
     assert "--model alone" in capsys.readouterr().err

@@ -18,7 +18,8 @@ from judge_server import (
     wait_for,
 )
 
-from judges.endpoint import Counters, JudgeDown, http_judge
+from judges.http import http_judge
+from judges.prompt import Counters, JudgeDown
 
 # ---------------------------------------------------------------------------------------- a judge that is down
 

@@ -19,9 +19,9 @@ from judge_server import (
     response_part,
     same,
 )
-from judges.endpoint import Counters, Endpoint, JudgeDown, http_judge, prompt
 
-from judges import endpoint
+from judges.http import Endpoint, http_judge
+from judges.prompt import Counters, JudgeDown, prompt
 from tasks import solve
 
 # ---------------------------------------------------------------------------------------- good answers
@@ -204,7 +204,7 @@ def test_retry_after_is_respected(server):
     "header", ["3600", "9" * 400, "-5", "inf", "nan", "\xb2", "..", "Wed, 21 Oct 2099 07:28:00 GMT", "soon"]
 )
 def test_retry_after_is_respected_within_reason(server, monkeypatch, header):
-    monkeypatch.setattr(endpoint, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr("judges.http.LONGEST_WAIT", 0.05)
     server.reply = lambda text, number: Reply(status=429, headers={"Retry-After": header})
     begin = time.monotonic()
     assert same(http_judge(endpoint(server), Counters())(pairs("#58")), [nan])

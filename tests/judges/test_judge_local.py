@@ -13,9 +13,11 @@ from judge_server import (
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from judges import endpoint
-from judges.endpoint import Counters, local_judge, prompt
-from policy import Policy
+from judges.__main__ import main
+from judges.local import grade_tokens, local_judge
+from judges.prompt import AS_LETTER, Counters, prompt
+from policy import Policy, save_policy
+from scoring import EXAMPLE, EXAMPLE_PROBLEM
 
 
 def characters(letters=True, template=None):
@@ -46,7 +48,7 @@ def grader(request):
 
 
 def letter_prompt(response):
-    return prompt(PROBLEM, response, endpoint.AS_LETTER.format(best="A", worst="J"))
+    return prompt(PROBLEM, response, AS_LETTER.format(best="A", worst="J"))
 
 
 RESPONSES = ["#59", "37+48=85;85-26=59;#59", "", "37+48=75;" * 20]
@@ -151,7 +153,7 @@ def words(*vocabulary):
 def test_a_grade_is_read_with_and_without_a_space():
     tokenizer = words(" A", " B")
     a, spaced, b = (tokenizer.convert_tokens_to_ids(token) for token in ("A", " A", "B"))
-    assert [set(ids) for ids in endpoint.grade_tokens(Policy(None, tokenizer), "AB")] == [{a, spaced}, {b, spaced + 1}]
+    assert [set(ids) for ids in grade_tokens(Policy(None, tokenizer), "AB")] == [{a, spaced}, {b, spaced + 1}]
     even = {"A": 0.0, " A": 0.0, "B": torch.tensor(2.0).log().item()}  # A's two forms weigh as much as B
     policy = Policy(Opinion(tokenizer, **even), tokenizer)
     assert local_judge(policy, Counters(), grades="AB")(pairs("#59")) == pytest.approx([5.5])
@@ -160,10 +162,10 @@ def test_a_grade_is_read_with_and_without_a_space():
 def test_a_form_that_melts_into_the_prompt_is_left_out():
     """ ":A" is one token here: "A" by itself is never the token after "Grade:"."""
     tokenizer = words(" A", " B", ":A", ":B")
-    forms = endpoint.grade_tokens(Policy(None, tokenizer), "AB")
+    forms = grade_tokens(Policy(None, tokenizer), "AB")
     assert forms == [[tokenizer.convert_tokens_to_ids(" A")], [tokenizer.convert_tokens_to_ids(" B")]]
     with pytest.raises(SystemExit):
-        endpoint.grade_tokens(Policy(None, words(":A", ":B")), "AB")
+        grade_tokens(Policy(None, words(":A", ":B")), "AB")
 
 
 def test_with_a_chat_template_the_reply_begins_with_the_lead():
@@ -188,6 +190,15 @@ def test_grades_that_the_tokenizer_cannot_tell_apart_are_one_line(tiny, capsys, 
 def test_the_built_in_model_grades_by_digits(tiny, monkeypatch):
     """Its context of 512 characters is less than the task's text, so the task is a short one here."""
     assert same(local_judge(tiny, Counters(), grades="9876543210")(pairs("#59")), [nan])
-    monkeypatch.setattr(endpoint, "TASK", "")
+    monkeypatch.setattr("judges.prompt.TASK", "")
     (score,) = local_judge(tiny, Counters(), grades="9876543210")(pairs("#59"))
     assert 1 <= score <= 10
+
+
+def test_the_command_asks_a_local_model_for_eight_scores(grader, tmp_path, capsys):
+    save_policy(grader, tmp_path / "model")
+    main(["--model", str(tmp_path / "model")])
+    *_, first, last, figures = capsys.readouterr().out.splitlines()
+    wanted = local_judge(grader, Counters())([(EXAMPLE_PROBLEM, EXAMPLE[-1])])[0]
+    assert last.endswith(EXAMPLE[-1]) and f" {wanted:.2f}  " in last and first.endswith(EXAMPLE[-2])
+    assert "judge_calls 7" in figures

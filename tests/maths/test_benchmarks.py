@@ -8,7 +8,7 @@ import pytest
 import tasks
 from maths import benchmarks, data
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "benchmarks"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "benchmarks"
 ARC = {
     "id": "Mercury_1",
     "question": "What melts? ",
@@ -214,9 +214,8 @@ def test_only_what_was_run_is_in_the_table(names, head, row):
     assert [" ".join(line.split()) for line in lines] == [head, row]
 
 
-def test_the_list_is_printed(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("sys.argv", ["benchmarks.py"])
-    benchmarks.main()
+def test_the_list_is_printed(capsys):
+    benchmarks.main([])
     out = capsys.readouterr().out
     assert all(name in out and b.hub in out for name, b in benchmarks.PAPER.items())
     assert data.INSTRUCTION not in out

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from maths import data
 from tasks import Problem
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 GSM8K = {"question": "Two pens at $24?", "answer": "They are 2*24=$<<2*24=48>>48.\nNot a << mark.\n#### 48"}
 MATH = {
     "problem": "Half of $x=1$?",

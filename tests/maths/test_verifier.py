@@ -6,7 +6,7 @@ import pytest
 
 from maths.verifier import final_answer, readable, verify
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 # ---------------------------------------------------------------------------------------- the final answer
