@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import isnan
 
-from judges.endpoint import Endpoint
+from judges.http import Endpoint
 from tasks import solve
 
 KEY = "sk-secret-0123456789abcdefghij"
