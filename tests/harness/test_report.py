@@ -1,14 +1,13 @@
-"""What is said of a step: the reasons of Eq. 8-9 in words."""
+"""report.py: what is said of a step, and the reasons of Eq. 8-9 in words."""
 
 import pytest
 import torch
-from helpers import NAN, deltas, groups, many, split
+from helpers import NAN, deltas, groups, many, run, split
 from hypothesis import given
 
+import scoring
 from dagrpo import rectification_mask
 from harness.report import reasons
-
-pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 @many
@@ -33,3 +32,13 @@ def test_the_reasons_name_the_rival_and_the_gap():
             "no signal: A = 0",
         ]
     ]
+
+
+@pytest.mark.usefixtures("even_is_right")
+def test_the_shown_groups_say_what_was_masked_and_why_there_is_no_signal(tiny_folder, tmp_path, capsys, monkeypatch):
+    run(tiny_folder, tmp_path / "a", "--show-every", "1", "--delta", "9", method="dagrpo_on", steps=1)
+    shown = capsys.readouterr().out
+    assert "masked: S" in shown and "every response is masked" in shown and "answer" in shown
+    monkeypatch.setattr(scoring, "verify", lambda response, answer: False)
+    run(tiny_folder, tmp_path / "b", "--show-every", "1", method="dagrpo_on", steps=1)
+    assert "no signal: all 4 are wrong" in capsys.readouterr().out
