@@ -10,13 +10,14 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from torch import tensor
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import fast
 import rollout
 import train
 from dagrpo import METHODS, build_update, group_advantages, policy_loss, rectification_mask
 from harness import runfolder
-from policy import load_policy
+from policy import Policy, load_policy
 
 NAN = float("nan")
 ln_2 = log(2)
@@ -177,7 +178,7 @@ def random_case(seed, recipe, T=5):
     )
 
 
-# ---------------------------------------------------------------------------------------- short runs of train.py
+# ---------------------------------------------------------------------------------------- policies and short runs
 
 
 def run(folder, out, *flags, method="dagrpo", steps=2, **handed_in):
@@ -201,6 +202,13 @@ def groups_of(out):
 def weights(out):
     model = load_policy(str(out)).model
     return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def small_gpt2(tokenizer):
+    """An architecture with absolute positions: left padding shifts them unless position_ids say otherwise."""
+    torch.manual_seed(1)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    return Policy(GPT2LMHeadModel(config).eval(), tokenizer)
 
 
 def gradient(policy):
