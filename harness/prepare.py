@@ -77,7 +77,7 @@ def load_task(config: Config, demonstrate: Callable[[list[Problem]], list[Proble
     if config.recipe.anchors:
         shown = demonstrate(problems) if demonstrate else problems
         anchors, fates = prepare_anchors(tokenizer, shown, config.max_new_tokens, keep_wrong=bool(demonstrate))
-        check_anchors(config, tokenizer, problems, fates)
+        check_anchors(config, tokenizer, shown, fates)
     return Task(problems, anchors, dict(fates), *make_scorer(config))
 
 

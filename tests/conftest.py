@@ -6,6 +6,7 @@ import pytest
 import torch
 from judge_server import KEY, Server
 
+import scoring
 import tasks
 from harness.warm_start import WarmStart, train_warm_start
 from maths import verifier
@@ -40,6 +41,21 @@ def problems():
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def double_precision():
+    """For closed forms: torch's default dtype is fp64 in the whole module."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def even_is_right(monkeypatch):
+    """The tiny policy is never right, and without signal nothing is tested: call responses of even length right."""
+    monkeypatch.setattr(scoring, "verify", lambda response, answer: len(response) % 2 == 0)
 
 
 @pytest.fixture(autouse=True)

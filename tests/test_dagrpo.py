@@ -1,6 +1,5 @@
 """Advantages (Eq. 1, 12), DaGRPO's masks (Eq. 8-9), GTPO's token weights, and dagrpo.py as a file."""
 
-import ast
 import math
 import shutil
 import subprocess
@@ -10,50 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from helpers import NAN, advantage_values, deltas, groups, many, matrices, scored, split
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import dagrpo
-from dagrpo import METHODS, conflict_weights, group_advantages, reasons, rectification_mask
+from dagrpo import METHODS, conflict_weights, group_advantages, rectification_mask
 
-NAN = float("nan")
-many = settings(deadline=None, max_examples=200)
+pytestmark = pytest.mark.usefixtures("double_precision")
+ROOT = Path(__file__).resolve().parent.parent
 exact = {"rtol": 0, "atol": 1e-12}
-
-# What the paper's judge and ours give: halves from 1 to 10. Advantages: only the sign and zero matter to Eq. 8-9.
-halves = st.integers(2, 20).map(lambda n: n / 2)
-deltas = st.integers(0, 18).map(lambda n: n / 2)
-advantage_values = st.sampled_from([-0.75, -0.25, 0.0, 0.0, 0.5, 1.0])
-
-
-def matrices(values, largest_size=8):
-    """(B, G) lists: up to three groups of 2 to 8 responses."""
-    return st.tuples(st.integers(1, 3), st.integers(2, largest_size)).flatmap(
-        lambda shape: st.lists(
-            st.lists(values, min_size=shape[1], max_size=shape[1]), min_size=shape[0], max_size=shape[0]
-        )
-    )
-
-
-# A response is a pair (A, S); a missing score is NaN. `scored` groups miss none.
-scored = matrices(st.tuples(advantage_values, halves))
-groups = matrices(st.tuples(advantage_values, st.one_of(halves, halves, halves, halves, halves, st.just(NAN))))
-
-
-def split(batch):
-    """Advantages and scores, (B, G) each, of lists of pairs."""
-    both = torch.tensor(batch)
-    return both[..., 0], both[..., 1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def double_precision():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
 
 # ---------------------------------------------------------------------------------------- Eq. 1, 12: advantages
 
@@ -92,6 +58,13 @@ def test_a_group_without_signal_gets_exact_zeros_beside_one_with_signal(size):
     advantages = group_advantages(torch.tensor([[0.1] * size, [1.0] + [0.0] * (size - 1)]))
     assert (advantages[0] == 0).all()
     assert (advantages[1] != 0).all()
+
+
+@pytest.mark.parametrize("scale", ["none", "group"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 4)])
+def test_against_a_constant_no_reward_is_read_and_a_group_of_one_is_enough(scale, shape):
+    for reward in (0.0, 0.3, 1.0, NAN):
+        assert torch.equal(group_advantages(torch.full(shape, reward), scale, "constant"), torch.ones(shape))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1), (0,), (4,), (1, 2, 3)])
@@ -216,30 +189,6 @@ def test_advantages_and_scores_of_different_shapes_are_an_error():
         rectification_mask(torch.tensor([[0.5, -0.5]]), torch.tensor([[10.0], [1.0]]))
 
 
-@many
-@given(batch=groups, delta=deltas)
-def test_the_reasons_say_what_the_mask_does(batch, delta):
-    advantages, scores = split(batch)
-    keep, why = rectification_mask(advantages, scores, delta), reasons(advantages, scores, delta)
-    words = torch.tensor([["kept", "masked", "no signal"].index(text.split(":")[0]) for row in why for text in row])
-    wanted = torch.where(keep, 0, torch.where(advantages == 0, 2, 1))
-    assert words.tolist() == wanted.flatten().tolist()
-
-
-def test_the_reasons_name_the_rival_and_the_gap():
-    advantages = torch.tensor([[0.5, 0.5, -0.5, -0.5, 0.0]])
-    scores = torch.tensor([[10.0, 4.5, 5.5, 1.0, NAN]])
-    assert reasons(advantages, scores, 3.0) == [
-        [
-            "kept: S 10 against the best negative's 5.5, gap 4.5 >= 3",
-            "masked: S 4.5 against the best negative's 5.5, gap -1 < 3",
-            "masked: S 5.5 against the worst positive's 4.5, gap -1 < 3",
-            "kept: S 1 against the worst positive's 4.5, gap 3.5 >= 3",
-            "no signal: A = 0",
-        ]
-    ]
-
-
 # ---------------------------------------------------------------------------------------- GTPO's token weights
 
 
@@ -299,22 +248,21 @@ def test_conflict_weights_are_the_slow_loop(batch):
 # ---------------------------------------------------------------------------------------- the file
 
 
-def test_the_file_imports_torch_and_the_standard_library_alone():
-    found = set()
-    for node in ast.walk(ast.parse(Path(dagrpo.__file__).read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "a relative import"
-            found.add(node.module.split(".")[0])
-    assert found - sys.stdlib_module_names == {"torch"}
+def test_a_copy_of_the_file_needs_torch_alone(tmp_path):
+    """In a folder of its own, without the project on the path."""
+    shutil.copy(dagrpo.__file__, tmp_path)
+    code = (
+        "import sys, dagrpo; print(dagrpo.__file__, sorted({'scoring', 'transformers', 'harness'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path / 'dagrpo.py'} []\n"
 
 
-def test_a_copy_of_the_file_runs_and_shows_every_recipe(tmp_path):
-    copy = shutil.copy(dagrpo.__file__, tmp_path)
-    page = subprocess.run([sys.executable, copy], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+def test_the_page_shows_every_recipe_with_rollouts():
+    """The group of the page has eight responses: sft, whose group is its demonstration alone, is not on it."""
+    page = subprocess.run([sys.executable, "dagrpo.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name, recipe in METHODS.items():
-        assert f"\n  {name}: {recipe.paper}" in page
+        assert (f"\n  {name}: {recipe.paper}" in page) == recipe.rollouts
 
 
 def test_recipes_and_updates_cannot_be_changed_in_place():

@@ -7,12 +7,9 @@ from math import log
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from test_recipes import (
+from helpers import (
     NAN,
     anchor,
-    double_precision,  # noqa: F401  a fixture
     every_recipe,
     more_rows,
     pushes,
@@ -24,6 +21,8 @@ from test_recipes import (
     undistinct_rows,
     update_of,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import tensor
 from torch.testing import assert_close
 
@@ -36,6 +35,8 @@ from dagrpo import (
     surrogate,
 )
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 # ---------------------------------------------------------------------------------------- invariants of the loss
 
 
@@ -45,7 +46,7 @@ from dagrpo import (
 @given(seed=seeds, cuts=st.sets(st.integers(1, 7)), random=st.randoms(use_true_random=False))
 def test_the_loss_depends_neither_on_the_micro_batch_nor_on_the_order_of_rows(name, kl_beta, seed, cuts, random):
     recipe = METHODS[name]
-    case = random_case(seed, recipe.anchors)
+    case = random_case(seed, recipe)
     update = update_of(case, recipe, with_ref=True)
     order = list(range(8))
     random.shuffle(order)
@@ -71,7 +72,7 @@ def test_the_loss_depends_neither_on_the_micro_batch_nor_on_the_order_of_rows(na
 @given(seed=seeds)
 def test_what_stands_in_padding_changes_nothing(name, seed):
     recipe = METHODS[name]
-    case = random_case(seed, recipe.anchors)
+    case = random_case(seed, recipe)
     clean = pushes(case, recipe)
     assert torch.isfinite(torch.stack(clean)).all()
     pads = ~case.mask
@@ -89,12 +90,12 @@ def test_what_stands_in_padding_changes_nothing(name, seed):
         assert not dirty[pads].any()
 
 
-@pytest.mark.parametrize("name", ["luffy", "dagrpo"])
+@pytest.mark.parametrize("name", ["luffy", "dagrpo", "sft"])
 @pytest.mark.parametrize("garbage", [NAN, 0.0, -1e4, math.inf])
 def test_an_anchors_sampling_log_probs_are_not_read(name, garbage):
     """random_case has NaN there already; nothing else may give another gradient, and none may be NaN."""
     for seed in (1, 2, 4):
-        case = random_case(seed, anchors=True)
+        case = random_case(seed, METHODS[name])
         push, _ = pushes(replace(case, old=case.old.masked_fill(case.is_anchor[:, None], garbage)), METHODS[name])
         assert torch.isfinite(push).all()
         assert torch.equal(push, pushes(case, METHODS[name])[0])
@@ -103,11 +104,11 @@ def test_an_anchors_sampling_log_probs_are_not_read(name, garbage):
 @every_recipe
 @pytest.mark.parametrize("kl_beta", [0.0, 0.05])
 def test_skipped_rows_have_no_gradient(name, kl_beta):
-    """No row with a gradient is dropped; with KL no rollout is, with an entropy bonus no row at all."""
+    """No row with a gradient is dropped; with KL no rollout is, with an entropy bonus or in sft no row at all."""
     recipe = METHODS[name]
     dropped_rows = 0
     for seed in range(30):
-        case = random_case(seed, recipe.anchors)
+        case = random_case(seed, recipe)
         update = update_of(case, recipe, with_ref=True)
         push, on_entropy = pushes(case, recipe, update, kl_beta)
         dropped = ~signal_rows(update, recipe, kl_beta)
@@ -115,8 +116,8 @@ def test_skipped_rows_have_no_gradient(name, kl_beta):
         assert not on_entropy[dropped].any()
         assert not (kl_beta and (dropped & ~case.is_anchor).any())
         dropped_rows += int(dropped.sum())
-    # what is dropped here: groups of equal rewards, masked and filtered rows; with KL only anchors can be
-    droppable = recipe.anchors if kl_beta else True
+    # what is dropped here: groups of equal rewards, masked and filtered rows; with KL only anchors can be. In sft A = 1
+    droppable = recipe.rollouts and (recipe.anchors if kl_beta else True)
     assert (dropped_rows > 0) == (droppable and not recipe.entropy_bonus)
 
 
@@ -174,13 +175,17 @@ def test_k3_is_zero_and_flat_where_the_policies_agree():
 
 @every_recipe
 def test_kl_pulls_rollouts_to_the_reference_and_leaves_anchors_alone(name):
-    """What kl_beta adds to a push: -beta * (1 - e^(ref - logp)) / divisor on rollouts, masked ones too."""
+    """What kl_beta adds to a push: -beta * (1 - e^(ref - logp)) / divisor on rollouts, masked ones too.
+
+    In sft all rows are anchors: it adds nothing.
+    """
     recipe = METHODS[name]
     for seed in (0, 1, 2, 5):
-        case = random_case(seed, recipe.anchors)
+        case = random_case(seed, recipe)
         added = pushes(case, recipe, kl_beta=0.25)[0] - pushes(case, recipe)[0]
         pull = -0.25 * (1 - (case.ref - case.new).exp()) * update_of(case, recipe).weight
         assert not added[case.is_anchor].any()
+        assert case.is_anchor.all() != recipe.rollouts
         assert_close(added[~case.is_anchor], pull[~case.is_anchor], **tight)
 
 
@@ -201,7 +206,7 @@ def test_luffys_anchor_ratio_has_the_derivative_of_p_over_p_plus_a_tenth():
 @pytest.mark.parametrize("divisor", ["constant", "sequence", "tokens"])
 def test_the_entropy_bonus_goes_through_the_divisor(divisor):
     """0.001 / divisor on every completion token, of whichever advantage, anchors included."""
-    case, recipe = random_case(4, anchors=True), replace(METHODS["luffy"], divisor=divisor)
+    case, recipe = random_case(4, METHODS["luffy"]), replace(METHODS["luffy"], divisor=divisor)
     over = {
         "constant": 8 * case.max_new_tokens,
         "sequence": 8 * case.mask.sum(1, keepdim=True),

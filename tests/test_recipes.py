@@ -5,103 +5,32 @@ batch is in test_loss.py.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import log, sqrt
 
 import pytest
 import torch
-from hypothesis import settings
-from hypothesis import strategies as st
+from helpers import (
+    NAN,
+    anchor,
+    every_recipe,
+    ln_2,
+    more_rows,
+    pushes,
+    random_case,
+    tight,
+    two_responses,
+    undistinct_rows,
+    update_of,
+)
 from torch import tensor
 from torch.testing import assert_close
 
-from dagrpo import (
-    METHODS,
-    build_update,
-    group_advantages,
-    policy_loss,
-    rectification_mask,
-    surrogate,
-)
+from dagrpo import METHODS, policy_loss, surrogate
 
-NAN = float("nan")
-ln_2 = log(2)
-tight = {"rtol": 1e-9, "atol": 1e-12}
-every_recipe = pytest.mark.parametrize("name", list(METHODS))
-some = settings(deadline=None, max_examples=20)
-seeds = st.integers(0, 2**31)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def double_precision():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
-@dataclass(frozen=True)
-class Case:
-    """Everything from which one optimiser update is made. `new` and `entropy` are what carries gradient."""
-
-    R: torch.Tensor  # (B, G)
-    S: torch.Tensor  # (B, G)
-    tokens: torch.Tensor  # (N, T)
-    mask: torch.Tensor  # (N, T)
-    new: torch.Tensor  # (N, T) log-probs being trained
-    old: torch.Tensor  # (N, T) log-probs when sampled
-    ref: torch.Tensor  # (N, T) log-probs of the reference
-    entropy: torch.Tensor  # (N, T) now
-    entropy_old: torch.Tensor  # (N, T) when sampled
-    is_anchor: torch.Tensor  # (N,)
-    start_entropy: float = 0.5
-    max_new_tokens: int = 10
-
-
-def update_of(case, recipe, with_ref=False):
-    """The modules' own way from a case to an update, as train.py goes it."""
-    A = group_advantages(case.R, recipe.scale, recipe.baseline)
-    keep = rectification_mask(A, case.S, 3.0) if recipe.rectify else torch.ones_like(A, dtype=torch.bool)
-    inputs = (case.tokens, case.mask, case.old, case.entropy_old, case.is_anchor, case.max_new_tokens)
-    return build_update(recipe, A, keep, *inputs, case.start_entropy, case.ref if with_ref else None)
-
-
-def pushes(case, recipe, update=None, kl_beta=0.0):
-    """-dloss/dlogp and -dloss/dentropy, (N, T) each."""
-    update = update or update_of(case, recipe, kl_beta > 0)
-    logp, entropy = case.new.clone().requires_grad_(), case.entropy.clone().requires_grad_()
-    policy_loss(logp, update, recipe, entropy, kl_beta).backward()
-    return -logp.grad, torch.zeros_like(entropy) if entropy.grad is None else -entropy.grad
-
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 # ---------------------------------------------------------------------------------------- closed forms, by hand
-
-
-def two_responses():
-    """A right and a wrong response: R = 1, 0. T = 4, the wrong one has 3 tokens and a pad.
-
-    Ratios 1, 1.25, 6, 1/2 and 6, 1/2, 5/4. With clip (0.8, 1.2), A > 0 loses the tokens at 1.25 and 6 and keeps the
-    one at 1/2; A < 0 keeps 6 and 5/4 and loses 1/2. Tokens 7 1 2 9 and 7 5 9: in conflict are the 7s and the 9s.
-    """
-    ratios = tensor([[1.0, 1.25, 6.0, 0.5], [6.0, 0.5, 1.25, 1.0]])
-    new = torch.full((2, 4), log(0.4))
-    return Case(
-        R=tensor([[1.0, 0.0]]),
-        S=tensor([[10.0, 1.0]]),
-        tokens=tensor([[7, 1, 2, 9], [7, 5, 9, 0]]),
-        mask=tensor([[True] * 4, [True, True, True, False]]),
-        new=new,
-        old=new - ratios.log(),
-        ref=new,
-        entropy=torch.zeros(2, 4),
-        entropy_old=tensor([[0.2, 0.8, 0.6, 0.4], [0.1, 0.2, 0.3, 99.0]]),  # means over the tokens 0.5 and 0.2
-        is_anchor=tensor([False, False]),
-    )
-
-
-def more_rows(case, R, S, **rows):
-    """The case with other groups, and these rows behind its own."""
-    return replace(case, R=R, S=S, **{name: torch.cat([getattr(case, name), x]) for name, x in rows.items()})
 
 
 # scale "group": the mean is 1/2, the unbiased std of (1, 0) is sqrt(1/4 + 1/4) = sqrt(1/2)
@@ -154,19 +83,6 @@ def test_closed_form_of_gspo_at_its_narrow_clip():
     assert_close(push, wanted[:, None].expand(4, 4), **tight)
 
 
-# an anchor of two tokens, p = 0.4 and 0.1; nobody sampled it, so what stands in `old` and `entropy_old` is NaN
-anchor = {
-    "tokens": tensor([[7, 9, 0, 0]]),
-    "mask": tensor([[True, True, False, False]]),
-    "new": torch.tensor([[log(0.4), log(0.1), 0.0, 0.0]], dtype=torch.float64),
-    "old": torch.full((1, 4), NAN, dtype=torch.float64),
-    "ref": torch.zeros((1, 4), dtype=torch.float64),
-    "entropy": torch.zeros((1, 4), dtype=torch.float64),
-    "entropy_old": torch.full((1, 4), NAN, dtype=torch.float64),
-    "is_anchor": tensor([True]),
-}
-
-
 def test_closed_form_of_luffy():
     """R = 1, 0, 1: A = 1/3, -2/3, 1/3; constant 1/(3 * 10); no clip; the anchor's tokens weigh 0.1 p / (p + 0.1)^2.
 
@@ -178,15 +94,6 @@ def test_closed_form_of_luffy():
     rows = [[1.0, 1.25, 6.0, 0.5], [-12.0, -1.0, -2.5, 0.0], [0.16, 0.25, 0.0, 0.0]]
     assert_close(push, tensor(rows) / 90, **tight)
     assert_close(on_entropy, case.mask * (0.001 / 30), **tight)
-
-
-def undistinct_rows():
-    """A right response of S = 6 and a wrong one of S = 4, to stand behind two_responses' S = 10 and S = 1.
-
-    Eq. 8: 10 - 4 >= 3 kept, 6 - 4 < 3 masked. Eq. 9: 6 - 1 >= 3 kept, 6 - 4 < 3 masked.
-    """
-    case = two_responses()
-    return {name: getattr(case, name) for name in anchor}
 
 
 def test_closed_form_of_dagrpo_without_anchors():
@@ -205,6 +112,20 @@ def test_closed_form_of_dagrpo():
     push, _ = pushes(case, METHODS["dagrpo"])
     wanted = [[0.008, 0, 0, 0.004], [-0.072, 0, -0.015, 0], [0.0] * 4, [0.0] * 4, [0.008, 0.008, 0, 0]]
     assert_close(push, tensor(wanted), **tight)
+
+
+def test_closed_form_of_sft():
+    """Two demonstrations of 4 and 3 tokens, each a group of its own, A = 1 whatever R: log p, each of 7 tokens 1/7.
+
+    The loss is the mean of -log p, and every p is 0.4; ratios, clip and scores play no part.
+    """
+    recipe, case = METHODS["sft"], two_responses()
+    alone = tensor([[1.0], [0.0]])  # (B, 1)
+    case = replace(case, R=alone, S=alone * NAN, is_anchor=tensor([True, True]), old=torch.full((2, 4), NAN))
+    push, _ = pushes(case, recipe)
+    assert_close(push, case.mask / 7, **tight)
+    loss = policy_loss(case.new, update_of(case, recipe), recipe)
+    assert loss.item() == pytest.approx(-log(0.4), rel=1e-12)
 
 
 def test_an_anchor_can_be_masked_and_a_wrong_one_is_pushed_down():
@@ -270,41 +191,18 @@ PINNED = {  # baseline, std, ratio, clip (low, high) or none, divisor
     "luffy": ("mean", False, "token", None, "constant"),
     "dagrpo_on": ("mean", False, "token", (0.2, 0.2), "constant"),
     "dagrpo": ("mean", False, "token", (0.2, 0.2), "constant"),
+    "sft": (
+        "none",
+        False,
+        "one",
+        None,
+        "tokens",
+    ),  # not in the table: the mean of -log p over the demonstrations' tokens
 }
 
 
-def test_methods_has_the_ten_recipes():
+def test_methods_has_the_ten_recipes_and_sft():
     assert METHODS.keys() >= PINNED.keys()
-
-
-def random_case(seed, anchors, B=2, G=4, T=5):
-    """Ragged rows, an equal-reward group now and then, ratios from far inside to far outside every clip."""
-    g = torch.Generator().manual_seed(seed)
-
-    def rand(*shape):
-        return torch.rand(*shape, generator=g)
-
-    def pick(values, *shape):
-        return tensor(values)[torch.randint(len(values), shape, generator=g)]
-
-    N = B * G
-    new = -0.05 - 3 * rand(N, T)
-    is_anchor = torch.arange(N) % G == (G - 1 if anchors else -1)
-    old = new - pick([0.0, 1e-4, 1e-3, 0.3, 2.0], N, 1) * torch.randn(N, T, generator=g)
-    return Case(
-        R=pick([0.0, 0.5, 1.0], B, G) if seed % 3 else pick([0.0, 1.0], B, 1).expand(B, G).clone(),
-        S=pick([1.0, 2.5, 4.0, 5.5, 7.0, 10.0] if seed % 5 else [1.0, 7.0, NAN], B, G),
-        tokens=torch.randint(3, (N, T), generator=g),
-        mask=torch.arange(T) < torch.randint(1, T + 1, (N, 1), generator=g),
-        new=new,
-        old=old.masked_fill(is_anchor[:, None], NAN),
-        ref=new + 0.3 * torch.randn(N, T, generator=g),
-        entropy=rand(N, T),
-        entropy_old=1.4 * rand(N, T),
-        is_anchor=is_anchor,
-        start_entropy=float(pick([0.5, 2.0], 1)),
-        max_new_tokens=T + int(torch.randint(4, (), generator=g)),
-    )
 
 
 def slow_loss(name, case, new, entropy, kl_beta):
@@ -319,7 +217,7 @@ def slow_loss(name, case, new, entropy, kl_beta):
         A = []
         for i in range(G):
             others = [R[k] for k in range(G) if baseline == "mean" or k != i]
-            A.append(R[i] - sum(others) / len(others))
+            A.append(1.0 if baseline == "none" else R[i] - sum(others) / len(others))
             if std and len(set(R)) > 1:
                 mean = sum(R) / G
                 A[i] /= sqrt(sum((r - mean) ** 2 for r in R) / (G - 1)) + 1e-4
@@ -356,8 +254,11 @@ def slow_loss(name, case, new, entropy, kl_beta):
             for t in range(length):
                 lp = new[n][t]
                 if case.is_anchor[n]:
-                    ratio = (lp - lp.detach()).exp() if name == "dagrpo" else lp.exp() / (lp.exp() + 0.1)
-                    term = ratio * advantage
+                    if name == "sft":
+                        term = lp * advantage
+                    else:
+                        ratio = (lp - lp.detach()).exp() if name == "dagrpo" else lp.exp() / (lp.exp() + 0.1)
+                        term = ratio * advantage
                 elif ratio_kind == "one":
                     term = advantage * lp
                 elif ratio_kind == "cispo":
@@ -388,7 +289,7 @@ def test_the_gradient_is_that_of_the_slow_loop(name, kl_beta):
     recipe = METHODS[name]
     gradients = []
     for seed in range(15):
-        case = random_case(seed, recipe.anchors)
+        case = random_case(seed, recipe)
         new, entropy = (
             [[x.requires_grad_() for x in row] for row in part.clone()] for part in (case.new, case.entropy)
         )
@@ -406,7 +307,7 @@ def test_the_gradient_is_that_of_the_slow_loop(name, kl_beta):
 def test_dagrpos_gradient_is_eq_13_assembled_from_each_responses_own():
     """Eq. 13 at ratio 1 on real parameters: sum_i A_i M_i grad log pi(o_i) / (N * max_new_tokens), one i at a time."""
     torch.manual_seed(0)
-    recipe, case = METHODS["dagrpo"], random_case(1, anchors=True)
+    recipe, case = METHODS["dagrpo"], random_case(1, METHODS["dagrpo"])
     R = tensor([[1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0]])
     S = tensor([[10.0, 4.0, 4.5, 10.0], [7.5, 1.0, 4.5, 10.0]])
     model = torch.nn.Sequential(torch.nn.Embedding(4, 3), torch.nn.Linear(3, 4))  # a bigram model; 3 is the prompt

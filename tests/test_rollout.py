@@ -1,4 +1,7 @@
-"""rollout.py: the sampled distribution is the trained one, and masks and log-probs do not depend on padding."""
+"""rollout.py, and what must hold on the fast path too: what is sampled is what is trained, and padding is not seen.
+
+What only fast/ has (caches, packing, logits in parts) is tested in tests/fast.
+"""
 
 import copy
 import math
@@ -6,30 +9,30 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import both_paths, small_gpt2
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import (
-    CohereConfig,
-    CohereForCausalLM,
-    GenerationConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    MistralConfig,
-    MistralForCausalLM,
-)
+from transformers import GenerationConfig
 
 import rollout
-from fast import prompt_cache
 from harness.warm_start import build_tokenizer
-from policy import Policy, load_policy, save_policy
+from policy import Policy
 from tasks import solve
 
+architectures = pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 
-def small_gpt2(tokenizer):
-    """An architecture with absolute positions: left padding shifts them unless position_ids say otherwise."""
-    torch.manual_seed(1)
-    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=2)
-    return Policy(GPT2LMHeadModel(config).eval(), tokenizer)
+
+def policy_of(architecture, tiny):
+    return tiny if architecture == "llama" else small_gpt2(tiny.tokenizer)
+
+
+def next_logits(policy, ids):
+    """What the model says after these tokens alone: (V,)."""
+    with torch.no_grad():
+        return policy.model(torch.tensor([ids])).logits[0, -1]
+
+
+# ---------------------------------------------------------------------------------------- masks and end tokens
 
 
 def test_mask_ends_with_the_first_end_token_also_where_pad_is_the_end_token():
@@ -39,25 +42,56 @@ def test_mask_ends_with_the_first_end_token_also_where_pad_is_the_end_token():
     assert ended.tolist() == [True, False, True]
 
 
-def test_the_end_token_is_trained_where_pad_is_the_end_token(tiny, problems):
+@both_paths
+def test_the_end_token_is_trained_where_pad_is_the_end_token(path, tiny, problems):
     shared = Policy(tiny.model, copy.deepcopy(tiny.tokenizer))
     shared.tokenizer.pad_token = shared.tokenizer.eos_token
     assert shared.pad_id == shared.eos_id
-    rollouts = rollout.sample_groups(shared, problems, [8, 8, 8], max_new_tokens=30)
+    rollouts = path.sample_groups(shared, problems, [8, 8, 8], max_new_tokens=30)
     assert rollouts.ended.any()
     for row in rollouts.ended.nonzero().flatten():
         inside = rollouts.tokens[row][rollouts.mask[row]]
         assert inside[-1] == shared.eos_id and (inside[:-1] != shared.eos_id).all()
+    logp, _ = path.token_logprobs(shared, rollouts, torch.arange(24))
+    ends = rollouts.mask & (rollouts.tokens == shared.eos_id)
+    assert ends.any() and (logp[ends] < 0).all() and not logp[~rollouts.mask].any()
 
 
-def frequencies_match(policy, temperature, draws=4000):
-    """Chi-square of sampled first tokens against the softmax that is trained."""
+@both_paths
+def test_every_row_ends_with_its_end_token_or_at_the_limit(path, tiny, problems):
+    rollouts = path.sample_groups(tiny, problems, [8, 8, 8], max_new_tokens=12)
+    assert rollouts.ended.any() and not rollouts.ended.all()
+    assert torch.equal(rollouts.ended, (rollouts.tokens == tiny.eos_id).any(dim=1))
+    assert (rollouts.lengths[~rollouts.ended] == 12).all() and rollouts.lengths.min() >= 1
+    outside = ~rollouts.mask
+    assert (rollouts.tokens[outside] == tiny.pad_id).all()
+    assert not rollouts.logp[outside].any() and not rollouts.entropy[outside].any()
+
+
+@both_paths
+def test_texts_are_the_tokens_without_what_follows_the_end(path, tiny, problems):
+    rollouts = path.sample_groups(tiny, problems, [4, 4, 4], max_new_tokens=25)
+    special = set(tiny.tokenizer.all_special_ids)
+    for n, text in enumerate(rollouts.texts):
+        inside = [t for t in rollouts.tokens[n][rollouts.mask[n]].tolist() if t not in special]
+        assert text == "".join(tiny.tokenizer.convert_ids_to_tokens(inside))
+
+
+# ---------------------------------------------------------------------------------------- the distribution
+
+
+def frequencies_match(path, policy, temperature, draws=4000):
+    """Chi-square of sampled pairs of tokens against the softmax that is trained; behind an end token comes a pad."""
     problem = solve("1+2=", "1")
-    rollouts = rollout.sample_groups(policy, [problem], [draws], max_new_tokens=1, temperature=temperature)
-    ids = torch.tensor([policy.encode_prompt(problem.question)])
+    rollouts = path.sample_groups(policy, [problem], [draws], max_new_tokens=2, temperature=temperature)
+    prompt, V = policy.encode_prompt(problem.question), len(policy.tokenizer)
+    first = (next_logits(policy, prompt) / temperature).softmax(0)  # (V,)
     with torch.no_grad():
-        expected = (policy.model(ids).logits[0, -1] / temperature).softmax(0) * draws
-    seen = torch.bincount(rollouts.tokens[:, 0], minlength=len(expected)).float()
+        after = policy.model(torch.tensor([[*prompt, token] for token in range(V)])).logits[:, -1]
+    second = (after / temperature).softmax(1)  # (V, V)
+    second[policy.eos_id] = torch.eye(V)[policy.pad_id]
+    expected = (first[:, None] * second).flatten() * draws
+    seen = torch.bincount(rollouts.tokens[:, 0] * V + rollouts.tokens[:, 1], minlength=V * V).float()
     common = expected >= 5
     pairs = list(zip(seen[common], expected[common], strict=True))
     pairs.append((seen[~common].sum(), expected[~common].sum()))  # the rare ones together
@@ -66,197 +100,132 @@ def frequencies_match(policy, temperature, draws=4000):
     return chi_square < freedom + 4 * math.sqrt(2 * freedom)  # 4 standard deviations
 
 
+@both_paths
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_samples_follow_the_trained_distribution(tiny, temperature):
-    assert frequencies_match(tiny, temperature)
+def test_samples_follow_the_trained_distribution(path, tiny, temperature):
+    assert frequencies_match(path, tiny, temperature)
 
 
-def test_keys_are_kept_as_attention_sees_them(tiny, problems, monkeypatch):
-    """Rounded to bf16 once, when stored, instead of at every token: the very same samples."""
-    policy, kept = replace(tiny, autocast_dtype=torch.bfloat16), []
-    update = prompt_cache.Growing.update
+@both_paths
+def test_samples_of_another_temperature_are_found_out(path, tiny):
+    """The test above can fail: drawn at 0.7, tokens do not follow the distribution at 1."""
+    sharper = copy.deepcopy(tiny.model)
+    sharper.lm_head.weight.data /= 0.7
+    drawn = path.sample_groups(replace(tiny, model=sharper), [solve("1+2=", "1")], [4000], max_new_tokens=2)
 
-    def spy(layer, *args, **kwargs):
-        found = update(layer, *args, **kwargs)
-        kept.extend(x.dtype for x in found)
-        return found
+    class Other:
+        sample_groups = staticmethod(lambda *_, **__: drawn)
 
-    monkeypatch.setattr(prompt_cache.Growing, "update", spy)
-
-    def sample():
-        torch.manual_seed(3)
-        return rollout.sample_groups(policy, problems, [3, 3, 3], max_new_tokens=30)
-
-    once = sample()
-    assert set(kept) == {torch.bfloat16}
-    monkeypatch.setattr(prompt_cache, "rounded", lambda x: x)
-    each_time = sample()
-    assert torch.float32 in kept and torch.equal(once.tokens, each_time.tokens)
-    assert torch.equal(once.logp, each_time.logp)
+    assert not frequencies_match(Other, tiny, 1.0)
+    assert frequencies_match(Other, tiny, 0.7)
 
 
-def test_samples_ignore_the_models_own_generation_config(tiny):
+@both_paths
+def test_samples_ignore_the_models_own_generation_config(path, tiny):
     """Put such a config in force and the test above fails: top-k 1 alone would always draw the same token."""
     own = GenerationConfig(do_sample=True, top_k=1, temperature=3.0, repetition_penalty=5.0, min_new_tokens=1)
     before, tiny.model.generation_config = tiny.model.generation_config, own
     try:
-        assert frequencies_match(tiny, 1.0)
+        assert frequencies_match(path, tiny, 1.0)
         assert tiny.model.generation_config is own, "sampling must put the model's config back"
     finally:
         tiny.model.generation_config = before
 
 
-def test_the_vocabulary_is_not_cut_at_fifty():
+@both_paths
+def test_the_vocabulary_is_not_cut_at_fifty(path):
     """generate's default is a top-k of 50: on a vocabulary of 400 nearly every draw would be missing."""
     tokenizer = build_tokenizer()
     tokenizer.add_tokens([f"<{i}>" for i in range(400)])
     policy = small_gpt2(tokenizer)
-    rollouts = rollout.sample_groups(policy, [solve("1+2=", "1")], [500], max_new_tokens=2)
+    rollouts = path.sample_groups(policy, [solve("1+2=", "1")], [500], max_new_tokens=2)
     assert len(set(rollouts.tokens[:, 0].tolist())) > 200
 
 
+@both_paths
+@architectures
+def test_greedy_is_the_likeliest_token_each_time(path, tiny, architecture):
+    """Against the model asked for one token after another, each row alone; prompts of different lengths."""
+    policy = policy_of(architecture, tiny)
+    problems = [solve("1+2=", "1"), solve("12+13-14+15=", "3"), solve("7-5=", "1")]
+    rollouts = path.sample_groups(policy, problems, [1, 2, 1], max_new_tokens=25, temperature=0.5, greedy=True)
+    for row, b in enumerate(rollouts.group.tolist()):
+        ids, wanted = policy.encode_prompt(problems[b].question), []
+        while len(wanted) < 25 and policy.eos_id not in wanted:
+            wanted.append(int(next_logits(policy, ids + wanted).argmax()))
+        assert rollouts.tokens[row][rollouts.mask[row]].tolist() == wanted
+
+
+@both_paths
+@pytest.mark.parametrize("greedy", [False, True])
+def test_logits_that_are_not_finite_are_an_error(path, tiny, problems, greedy):
+    broken = copy.deepcopy(tiny.model)
+    broken.lm_head.weight.data[5] = float("nan")
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        path.sample_groups(replace(tiny, model=broken), problems, [2, 2, 2], max_new_tokens=5, greedy=greedy)
+
+
+# ---------------------------------------------------------------------------------------- log-probs
+
+
+@both_paths
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_recorded_logprobs_and_entropies_are_the_learners(tiny, problems, architecture, temperature):
-    policy = tiny if architecture == "llama" else small_gpt2(tiny.tokenizer)
-    rollouts = rollout.sample_groups(policy, problems, [4, 4, 4], max_new_tokens=20, temperature=temperature)
-    rows = torch.arange(12)
+@architectures
+def test_recorded_logprobs_and_entropies_are_the_learners(path, tiny, problems, architecture, temperature):
+    policy = policy_of(architecture, tiny)
+    rollouts = path.sample_groups(policy, problems, [4, 4, 4], max_new_tokens=20, temperature=temperature)
     with torch.no_grad():
-        logp, entropy = rollout.token_logprobs(policy, rollouts, rows, temperature, with_entropy=True)
+        logp, entropy = path.token_logprobs(policy, rollouts, torch.arange(12), temperature, with_entropy=True)
     torch.testing.assert_close(logp, rollouts.logp, atol=2e-5, rtol=0)
-    torch.testing.assert_close(entropy.masked_fill(~rollouts.mask, 0), rollouts.entropy, atol=2e-5, rtol=0)
+    torch.testing.assert_close(entropy, rollouts.entropy, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_a_padded_rows_logprobs_are_those_of_the_row_alone(tiny, architecture):
-    policy = tiny if architecture == "llama" else small_gpt2(tiny.tokenizer)
+@both_paths
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@architectures
+def test_a_padded_rows_logprobs_are_those_of_the_row_alone(path, tiny, architecture, temperature):
+    policy = policy_of(architecture, tiny)
     both = [solve("1+2=", "1"), solve("12+13-14+15=", "3")]
-    rollouts = rollout.sample_groups(policy, both, [2, 2], max_new_tokens=20)
-    padded, _ = rollout.token_logprobs(policy, rollouts, torch.arange(4))
+    rollouts = path.sample_groups(policy, both, [2, 2], max_new_tokens=20)
+    padded, entropy = path.token_logprobs(policy, rollouts, torch.arange(4), temperature, with_entropy=True)
     for row in range(4):
         prompt = policy.encode_prompt(both[rollouts.group[row]].question)
         completion = rollouts.tokens[row][rollouts.mask[row]].tolist()
         logits = policy.model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
-        alone = logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None]).squeeze(1)
-        torch.testing.assert_close(padded[row, : len(completion)], alone, atol=2e-5, rtol=0)
+        alone = (logits / temperature).log_softmax(-1)
+        chosen = alone.gather(1, torch.tensor(completion)[:, None]).squeeze(1)
+        torch.testing.assert_close(padded[row, : len(completion)], chosen, atol=2e-5, rtol=0)
+        whole = torch.distributions.Categorical(logits=alone).entropy()
+        torch.testing.assert_close(entropy[row, : len(completion)], whole, atol=2e-5, rtol=0)
 
 
-def plain_logprobs(policy, rollouts, rows, temperature):
-    """What token_logprobs must equal: whole rows through the whole model, logits of every position, nothing shared."""
-    length = int(rollouts.lengths[rows].max())
-    tokens, mask = rollouts.tokens[rows, :length], rollouts.mask[rows, :length]
-    ids = torch.cat([rollouts.prompt_ids[rollouts.group[rows]], tokens], dim=1)
-    attention = torch.cat([rollouts.prompt_mask[rollouts.group[rows]], mask], dim=1).long()
-    positions = (attention.cumsum(1) - 1).clamp(min=0)
-    logits = policy.model(ids, attention_mask=attention, position_ids=positions, use_cache=False).logits
-    logp = (logits[:, -length - 1 : -1] / temperature).log_softmax(-1)
-    chosen = logp.gather(2, tokens[:, :, None]).squeeze(2).masked_fill(~mask, 0.0)
-    return chosen, -(logp.exp() * logp).sum(-1).masked_fill(~mask, 0.0)
-
-
-@pytest.mark.parametrize("logits_at_once, share", [(2**24, True), (100, True), (2**24, False)])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_gradients_equal_the_plain_passes(
-    tiny, tmp_path, monkeypatch, architecture, checkpointing, logits_at_once, share
-):
-    """With every technique on: prompts once, logits of the mask's positions only and in parts, checkpointing."""
-    plain = tiny if architecture == "llama" else small_gpt2(tiny.tokenizer)
-    save_policy(plain, tmp_path / "model")
-    policy = load_policy(str(tmp_path / "model"), checkpointing=checkpointing)
-    problems = [solve("1+2=", "1"), solve("12+13-14+15=", "3"), solve("7-5=", "1")]
-    rollouts = rollout.sample_groups(policy, problems, [3, 4, 2], max_new_tokens=20)
-    rows = torch.tensor([8, 0, 5, 1, 4])
-    weights = torch.randn(2, 5, 20)
-    monkeypatch.setattr(rollout, "LOGITS_AT_ONCE", logits_at_once)
-    gradients = []
-    for which, function in ((plain, plain_logprobs), (policy, rollout.token_logprobs)):
-        extra = {"with_entropy": True, "share": share} if function is rollout.token_logprobs else {}
-        which.model.zero_grad()
-        logp, entropy = function(which, rollouts, rows, 0.7, **extra)
-        (torch.stack([logp, entropy]) * weights[:, :, : logp.shape[1]]).sum().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in which.model.parameters()]))
-    assert gradients[0].norm() > 0
-    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
-
-
-def test_a_models_own_scaling_of_its_logits_is_kept(tiny, problems):
-    """Of such a model logits are more than what the output layer makes of hidden states, and that has to be noticed."""
-    config = CohereConfig(
-        vocab_size=len(tiny.tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, logit_scale=0.5,
-        num_attention_heads=2, num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    policy = Policy(CohereForCausalLM(config).eval(), tiny.tokenizer)
-    assert policy.head is None and tiny.head is not None
-    rollouts = rollout.sample_groups(policy, problems, [2, 2, 2], max_new_tokens=10)
-    with torch.no_grad():
-        expected, _ = plain_logprobs(policy, rollouts, torch.arange(6), 1.0)
-        logp, _ = rollout.token_logprobs(policy, rollouts, torch.arange(6))
-    torch.testing.assert_close(logp, expected, atol=2e-5, rtol=0)
-
-
-def test_a_sliding_window_is_kept_with_and_without_checkpointing(tiny, tmp_path):
-    """Its layers keep transformers' own cache, which checkpointing would write to twice: then rows run whole."""
-    config = MistralConfig(
-        vocab_size=len(tiny.tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, sliding_window=6,
-        num_attention_heads=2, num_key_value_heads=1, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    plain = Policy(MistralForCausalLM(config).eval(), tiny.tokenizer)
-    save_policy(plain, tmp_path / "model")
-    for checkpointing in (False, True):
-        policy = load_policy(str(tmp_path / "model"), checkpointing=checkpointing)
-        rollouts = rollout.sample_groups(policy, [solve("1+2+13-4=", "1")], [4], max_new_tokens=12)
-        expected, _ = plain_logprobs(plain, rollouts, torch.arange(4), 1.0)
-        torch.testing.assert_close(rollouts.logp, expected.detach(), atol=2e-5, rtol=0)
-        logp, _ = rollout.token_logprobs(policy, rollouts, torch.arange(4))
-        torch.testing.assert_close(logp, expected, atol=2e-5, rtol=0)
-        logp.sum().backward()
-        plain.model.zero_grad()
-        expected.sum().backward()
-        for mine, theirs in zip(policy.model.parameters(), plain.model.parameters(), strict=True):
-            torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-4)
-
-
-def test_checkpointing_does_not_turn_dropout_on(tiny_folder):
-    policy = load_policy(str(tiny_folder), checkpointing=True)
-    assert not policy.model.training
-    assert not any(m.training for m in policy.model.modules() if isinstance(m, torch.nn.Dropout))
-
-
-def test_rows_that_ended_leave_the_batch_and_change_no_greedy_response(tiny, problems, monkeypatch):
-    """Greedy responses of rows together are those of each row alone; and some rows have left before others ended."""
-    sizes, generate = [], rollout._generate
-
-    def spy(policy, ids, *rest):
-        sizes.append(len(ids))
-        return generate(policy, ids, *rest)
-
-    monkeypatch.setattr(rollout, "_generate", spy)
-    sampled = rollout.sample_groups(tiny, problems, [8, 8, 8], max_new_tokens=40)
-    assert len(sizes) > 2 and sizes == sorted(sizes, reverse=True) and sizes[-1] < 24
-    assert (sampled.ended | (sampled.lengths == 40)).all()
-    together = rollout.sample_groups(tiny, problems, [1, 1, 1], max_new_tokens=40, greedy=True)
-    for b, problem in enumerate(problems):
-        alone = rollout.sample_groups(tiny, [problem], [1], max_new_tokens=40, greedy=True)
-        assert alone.texts[0] == together.texts[b]
-
-
-def test_rows_can_be_asked_for_in_any_order_and_number(tiny, problems):
-    rollouts = rollout.sample_groups(tiny, problems, [3, 0, 2], max_new_tokens=15)
+@both_paths
+def test_rows_can_be_asked_for_in_any_order_and_number(path, tiny, problems):
+    rollouts = path.sample_groups(tiny, problems, [3, 0, 2], max_new_tokens=15)
     assert rollouts.group.tolist() == [0, 0, 0, 2, 2]
-    everything, _ = rollout.token_logprobs(tiny, rollouts, torch.arange(5))
+    everything, none = path.token_logprobs(tiny, rollouts, torch.arange(5))
+    assert none is None
     for rows in ([4, 0], [2], [3, 1, 2]):
-        some, _ = rollout.token_logprobs(tiny, rollouts, torch.tensor(rows))
+        some, _ = path.token_logprobs(tiny, rollouts, torch.tensor(rows))
+        assert some.shape[1] == rollouts.lengths[rows].max()
         torch.testing.assert_close(some, everything[rows, : some.shape[1]], atol=2e-5, rtol=0)
 
 
-def test_texts_are_the_tokens_without_what_follows_the_end(tiny, problems):
-    rollouts = rollout.sample_groups(tiny, problems, [4, 4, 4], max_new_tokens=25)
-    special = set(tiny.tokenizer.all_special_ids)
-    for n, text in enumerate(rollouts.texts):
-        inside = [t for t in rollouts.tokens[n][rollouts.mask[n]].tolist() if t not in special]
-        assert text == "".join(tiny.tokenizer.convert_ids_to_tokens(inside))
+# ---------------------------------------------------------------------------------------- rows
+
+
+@both_paths
+def test_no_responses_at_all_are_rollouts_too(path, tiny, problems):
+    """What sft begins with. The random state stays: nothing is drawn."""
+    before = torch.get_rng_state()
+    rollouts = path.sample_groups(tiny, problems, [0, 0, 0], max_new_tokens=20)
+    assert torch.equal(before, torch.get_rng_state())
+    assert rollouts.texts == [] and rollouts.problems == problems and len(rollouts.prompt_ids) == 3
+    for name in ("tokens", "mask", "logp", "entropy"):
+        assert getattr(rollouts, name).shape == (0, 0)
+    for name in ("group", "is_anchor", "ended", "lengths"):
+        assert getattr(rollouts, name).shape == (0,)
+    assert rollouts.tokens.dtype == rollouts.group.dtype == torch.long and rollouts.mask.dtype == torch.bool
 
 
 def test_concat_keeps_groups_together_and_the_second_part_last(tiny, problems):
@@ -268,28 +237,30 @@ def test_concat_keeps_groups_together_and_the_second_part_last(tiny, problems):
     assert both.lengths.sum() == first.lengths.sum() + second.lengths.sum()
 
 
-@given(
-    rows=st.lists(st.tuples(st.integers(1, 50), st.integers(0, 5)), min_size=1, max_size=40),
-    prompt_tokens=st.integers(0, 60),
-    budget=st.integers(1, 400),
-)
-def test_micro_batches_hold_every_row_once_and_stay_in_the_budget(rows, prompt_tokens, budget):
-    lengths, group = map(torch.tensor, zip(*rows, strict=True))
-
-    def run(batch):
-        return prompt_tokens * len(set(group[batch].tolist())) + len(batch) * int(lengths[batch].max())
-
-    batches = rollout.micro_batches(lengths, budget, group, prompt_tokens)
-    assert sorted(torch.cat(batches).tolist()) == list(range(len(rows)))
-    assert all(run(batch) <= budget or len(batch) == 1 for batch in batches)
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=40), budget=st.integers(1, 400))
+def test_batches_by_length_hold_every_row_once_and_stay_in_the_budget(lengths, budget):
+    batches = rollout.by_length(lengths, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+    in_order = [lengths[i] for batch in batches for i in batch]
+    assert in_order == sorted(in_order)
 
 
-def test_micro_batches_keep_long_prompts_together_and_sort_short_ones_by_length():
-    lengths, group = torch.tensor([10, 40, 11, 41, 12, 42]), torch.tensor([0, 0, 1, 1, 2, 2])
-    long = rollout.micro_batches(lengths, budget=290, group=group, prompt_tokens=200)
-    assert [group[batch].unique().tolist() for batch in long] == [[0], [1], [2]]
-    short = rollout.micro_batches(lengths, budget=140, group=group, prompt_tokens=1)
-    assert [lengths[batch].tolist() for batch in short] == [[10, 11, 12], [40, 41, 42]]
-    # five rows of the first prompt's eight fit beside the second's, which would run the first prompt twice
-    whole = rollout.micro_batches(torch.full((16,), 64), budget=1024, group=torch.arange(16) // 8, prompt_tokens=160)
-    assert [batch.tolist() for batch in whole] == [list(range(8)), list(range(8, 16))]
+@both_paths
+def test_micro_batches_hold_each_of_the_rows_asked_for_once(path, tiny, problems):
+    """Few rows a batch where the budget is small, all in one where it is not."""
+    rollouts = path.sample_groups(tiny, problems, [4, 4, 4], max_new_tokens=20)
+    rows = torch.tensor([11, 0, 5, 2, 7, 8])
+    for budget, count in ((10**6, 1), (1, 6)):
+        batches = path.micro_batches(rollouts, rows, budget)
+        assert len(batches) == count and sorted(torch.cat(batches).tolist()) == sorted(rows.tolist())
+
+
+def test_plain_micro_batches_count_prompts_and_padding(tiny, problems):
+    rollouts = rollout.sample_groups(tiny, problems, [4, 4, 4], max_new_tokens=20)
+    width = rollouts.prompt_ids.shape[1]
+    batches = rollout.micro_batches(rollouts, torch.arange(12), budget=100)
+    assert 1 < len(batches) < 12
+    for batch in batches:
+        assert len(batch) * (width + int(rollouts.lengths[batch].max())) <= 100

@@ -1,0 +1,167 @@
+"""session.py and runfolder.py: a run goes on where it was, two processes keep apart, and errors are one line."""
+
+import shutil
+
+import pytest
+import torch
+from helpers import groups_of, metrics, run, weights
+
+import train
+from harness import runfolder
+
+pytestmark = pytest.mark.usefixtures("even_is_right")
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tiny_folder, tmp_path):
+    whole = run(tiny_folder, tmp_path / "whole", steps=4)
+    run(tiny_folder, tmp_path / "parts", steps=2)
+    # what a kill after the checkpoint would leave behind: a further row, and half a line
+    with (tmp_path / "parts" / "metrics.csv").open("a") as file:
+        file.write("3,0.1,")
+    with (tmp_path / "parts" / "rollouts.jsonl").open("a") as file:
+        file.write('{"step": 3, "group": 0}\n{"step": 3, "gro')
+    assert run(tiny_folder, tmp_path / "parts", "--resume", steps=4) == whole
+    assert torch.equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert groups_of(tmp_path / "whole") == groups_of(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("left", [("checkpoint.new",), ("checkpoint.old",), ("checkpoint.new", "checkpoint.old")])
+def test_a_kill_between_two_renames_loses_no_checkpoint(tiny_folder, tmp_path, left):
+    out = tmp_path / "run"
+    run(tiny_folder, out)
+    for name in left:
+        shutil.copytree(out / "checkpoint", out / name)
+    shutil.rmtree(out / "checkpoint")
+    assert len(run(tiny_folder, out, "--resume", steps=3)) == 3
+
+
+def test_resume_without_a_checkpoint_starts_from_the_beginning_and_says_so(tiny_folder, tmp_path, capsys):
+    assert len(run(tiny_folder, tmp_path / "new", "--resume")) == 2
+    assert "starting from the beginning" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["dr_grpo", "sft"])
+def test_gradients_that_are_not_finite_are_skipped_shown_saved_and_end_the_run(
+    tiny_folder, tmp_path, monkeypatch, capsys, method
+):
+    before = weights(tiny_folder)
+
+    def broken(function):
+        def step(*args, **kwargs):
+            result = function(*args, **kwargs)
+            for parameter in args[0].policy.model.parameters():
+                parameter.grad.fill_(float("nan"))
+            return result
+
+        return step
+
+    monkeypatch.setattr(train, "backward", broken(train.backward))
+    with pytest.raises(SystemExit) as stop:
+        run(tiny_folder, tmp_path / "run", "--save-every", "1", method=method, steps=9)
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and "gradients in a row were not finite: start again with a lower --lr" in said.err
+    rows = metrics(tmp_path / "run")
+    assert sum(int(row["skipped_updates"]) for row in rows) >= 5 and rows[0]["grad_norm"] == "nan"
+    assert f"step {len(rows)}: an update was skipped" in said.out
+    assert torch.equal(weights(tmp_path / "run"), before)
+    assert (tmp_path / "run" / "nonfinite.jsonl").read_text().count("\n") == len(groups_of(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("flags", [[], ["--plain"]])
+def test_weights_gone_astray_are_one_clear_line(tiny_folder, tmp_path, capsys, monkeypatch, flags):
+    load = train.load_policy
+
+    def broken(*args, **kwargs):
+        policy = load(*args, **kwargs)
+        policy.model.lm_head.weight.data.fill_(float("nan"))
+        return policy
+
+    monkeypatch.setattr(train, "load_policy", broken)
+    with pytest.raises(SystemExit):
+        run(tiny_folder, tmp_path / "run", *flags)
+    assert "the policy's logits are not finite. There is no checkpoint yet" in capsys.readouterr().err
+
+
+CHANGED = {
+    "another rate": (["--lr", "2e-3"], "--lr was 0.001, is 0.002"),
+    "another method": (["--method", "dr_grpo"], "--method was dagrpo, is dr_grpo"),
+    "another delta and seed": (["--delta", "1", "--seed", "5"], "--seed was 0, is 5; --delta was 3.0, is 1.0"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_a_resumed_run_with_other_flags_is_refused_and_goes_on_with_its_own(tiny_folder, tmp_path, capsys, case):
+    flags, message = CHANGED[case]
+    run(tiny_folder, tmp_path / "run", steps=1)
+    with pytest.raises(SystemExit) as stop:
+        run(tiny_folder, tmp_path / "run", "--resume", *flags, steps=2)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and message in err and f"--init-from {tmp_path / 'run'}" in err
+    assert len(metrics(tmp_path / "run")) == 1
+    assert len(run(tiny_folder, tmp_path / "run", "--resume", steps=2)) == 2
+
+
+def test_flags_that_change_no_result_may_change_on_resume(tiny_folder, tmp_path):
+    run(tiny_folder, tmp_path / "run", steps=1)
+    free = ["--save-every", "7", "--keep", "2", "--show-every", "9"]
+    assert len(run(tiny_folder, tmp_path / "run", "--resume", *free, steps=2)) == 2
+
+
+def test_keep_keeps_the_newest_checkpoints(tiny_folder, tmp_path):
+    run(tiny_folder, tmp_path / "run", "--save-every", "1", "--keep", "3", steps=5)
+    found = {path.name: (path / "step").read_text() for path in (tmp_path / "run").glob("checkpoint*")}
+    assert found == {"checkpoint": "5", "checkpoint-4": "4", "checkpoint-3": "3"}
+    run(tiny_folder, tmp_path / "run", "--resume", steps=6)
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint*")] == ["checkpoint"]
+    run(tiny_folder, tmp_path / "run", "--overwrite", "--save-every", "1", "--keep", "2", steps=2)
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint*")} == {"checkpoint", "checkpoint-1"}
+
+
+def test_two_processes_cannot_write_one_run(tiny_folder, tmp_path, capsys):
+    with runfolder.claim(tmp_path / "run", resume=False, overwrite=False), pytest.raises(SystemExit):
+        run(tiny_folder, tmp_path / "run")
+    assert "another process is just writing this run" in capsys.readouterr().err
+    assert len(run(tiny_folder, tmp_path / "run", steps=1)) == 1
+
+
+BAD = {
+    "unknown method": (["--method", "gorpo"], "gorpo"),
+    "no out folder possible": (["--out", "{file}/below/it"], "cannot be made"),
+    "holds a run": (["--out", "{run}"], "--resume goes on with it, --overwrite replaces it"),
+    "group of one": (["--group-size", "1"], "--group-size must be at least 2"),
+    "negative delta": (["--delta", "-0.5"], "--delta must be at least 0"),
+    "delta not a number": (["--delta", "nan"], "--delta must be a finite number, not nan"),
+    "rate not finite": (["--lr", "inf"], "--lr must be a finite number, not inf"),
+    "demonstrations too long": (["--max-new-tokens", "20"], "do not fit into --max-new-tokens 20"),
+    "uneven updates": (["--updates-per-batch", "3"], "cannot be split"),
+    "unknown flag": (["--groupsize", "3"], "--groupsize"),
+    "unknown level": (["--levels", "1,9"], "no level 9"),
+    "no such model": (["--model", "/nowhere/at/all"], "holds no model"),
+    "rate of zero": (["--lr", "0"], "--lr must be above 0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line_and_overwrites_nothing(tiny_folder, tmp_path, capsys, case):
+    (tmp_path / "file").write_text("a file, not a folder")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.csv").write_text("precious")
+    flags, message = BAD[case]
+    flags = [flag.format(file=tmp_path / "file", run=tmp_path / "run") for flag in flags]
+    defaults = {"--method": "dagrpo", "--out": str(tmp_path / "new"), "--model": str(tiny_folder)}
+    given = [x for name, value in defaults.items() if name not in flags for x in (name, value)]
+    with pytest.raises(SystemExit) as stop:
+        train.main([*given, *flags])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert err.count("\n") == 1 and err.startswith("error: ") and message in err
+    assert (tmp_path / "run" / "metrics.csv").read_text() == "precious"
+    assert not (tmp_path / "new" / "config.json").exists()
+
+
+def test_overwrite_replaces_a_run_and_touches_nothing_else(tiny_folder, tmp_path):
+    out = tmp_path / "run"
+    run(tiny_folder, out, steps=3)
+    (out / "notes.txt").write_text("mine")
+    assert len(run(tiny_folder, out, "--overwrite", steps=1)) == 1
+    assert (out / "notes.txt").read_text() == "mine" and len(groups_of(out)) == 4
