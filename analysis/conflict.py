@@ -41,12 +41,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import anchors as anchoring
 import tasks
 from analysis.conflict_figures import Response, draw, draw_groups, examples, responses
 from analysis.conflict_points import DRAWS, Point, summarise
 from analysis.gradients import Measured, measure
 from analysis.saved import read_rows, write_rows
+from anchors import prepare_anchors
 from harness.console import Parser, fail
 from harness.warm_start import find_start
 from maths import data
@@ -94,7 +94,7 @@ def measure_seeds(path: str, name: str, args: argparse.Namespace) -> Measured:
     policy, every = load_policy(find_start(path)), None
     for seed in range(args.seeds):
         problems = load_problems(args, seed)
-        usable, fates = anchoring.prepare(policy, problems, args.max_new_tokens)
+        usable, fates = prepare_anchors(policy, problems, args.max_new_tokens)
         problems = [problem for problem, anchor in zip(problems, usable, strict=True) if anchor]
         if args.data:
             problems = problems[: args.problems]

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import anchors as anchoring
 import dagrpo
 import rollout
 import scoring
-from analysis.experiments import controls
+from analysis.experiments.controls import random_like
+from anchors import mix, prepare_anchors
 from harness.console import progress
 from policy import Policy
 from rollout import Rollouts
@@ -116,7 +116,7 @@ def sides_cosine(products: np.ndarray, advantages: np.ndarray, keep: np.ndarray)
 
 def chance_mask(advantages: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """controls.random_like of one group, (G,): as many positives and negatives as `keep` keeps, by chance."""
-    return controls.random_like(torch.from_numpy(advantages)[None], torch.from_numpy(keep)[None])[0].numpy()
+    return random_like(torch.from_numpy(advantages)[None], torch.from_numpy(keep)[None])[0].numpy()
 
 
 def plane(products: np.ndarray) -> tuple[np.ndarray, float]:
@@ -151,10 +151,10 @@ def measure(policy: Policy, problems: list[Problem], args: argparse.Namespace, n
     size, found = args.batch_prompts or 1, Measured({ROLLOUTS: [], MIXED: []}, {ROLLOUTS: [], MIXED: []})
     for at in progress(range(0, len(problems), size), desc=name, unit="batch"):
         part = problems[at : at + size]
-        prepared, _ = anchoring.prepare(policy, part, args.max_new_tokens)
+        prepared, _ = prepare_anchors(policy, part, args.max_new_tokens)
         counts = [args.group_size] * len(part)
         rollouts = rollout.sample_groups(policy, part, counts, args.max_new_tokens, args.temperature)
-        rollouts = anchoring.mix(policy, rollouts, prepared, args.group_size + 1)
+        rollouts = mix(policy, rollouts, prepared, args.group_size + 1)
         sums: dict[str, Any] = dict.fromkeys(found.groups, 0.0)
         for setup, group, gradients, members in groups_of(policy, rollouts, args):
             found.groups[setup].append(group)

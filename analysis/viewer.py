@@ -7,7 +7,7 @@ text, its looks and its script are viewer.html) does the rest, as delta is chose
     here   A                  Eq. 1, 12    of each recipe from R; of the run's own recipe as the run recorded it
            unmasked push      Eq. 4, 13    -dloss/dlogp of each token by dagrpo.policy_loss, as if nothing were masked
            common prefixes    Eq. 6        how many tokens two responses share from the start
-    page   masks, reasons     Eq. 8, 9     as dagrpo.rectification_mask and dagrpo.reasons, in fp32 like them
+    page   masks, reasons     Eq. 8, 9     as dagrpo.rectification_mask and harness.report.reasons, in fp32 like them
            net pushes         Eq. 6        the sum over the responses that share a token after the same history
 
 What is assumed, and said on the page: the ratio is 1 (the first update on a batch), so nothing is clipped; the group is
@@ -40,6 +40,7 @@ from transformers import PreTrainedTokenizerBase
 import dagrpo
 from dagrpo import METHODS, Recipe
 from harness.console import Parser, fail
+from policy import load_tokenizer
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 PER_ROW = ("responses", "tokens", "logp", "R", "S", "A", "keep", "is_anchor")  # of a record: lists of length G
@@ -101,7 +102,7 @@ def index_rollouts(path: Path) -> Index:
 
 
 def parse(line: bytes) -> dict[str, Any] | None:
-    """A line of rollouts.jsonl, or None if it is not a group that groups.records could have written."""
+    """A line of rollouts.jsonl, or None if it is not a group that harness.report.records could have written."""
     try:
         record = json.loads(line)
         G = len(record["R"])

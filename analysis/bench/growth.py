@@ -2,7 +2,7 @@
 
 One of the three is varied at a time, from one prompt of 128 tokens with 8 responses of 128. Every row carries signal,
 and every response has its full length, so that a point is what its name says. Each is a process of its own
-(bench.measure), three steps, of which the last is counted.
+(analysis.bench.step), three steps, of which the last is counted.
 
 What is to be seen: prompts run once for their group, so time grows slower than G x P (dashed: in proportion); and
 micro-batches bound the learner's memory once a group is larger than one, while that of sampling grows with the rows.
@@ -137,12 +137,13 @@ def caption(found: list[Point], argv: list[str], out: Path) -> str:
         the machine's noise is in it. Grey: the first point's time, growing in proportion. Rollout: sampling, rewards
         and masks."""
     about = textwrap.fill(" ".join(about.split()), 118)
-    return f"{about}\n\ndrawn by:    {shlex.join(['python', '-m', 'analysis.growth', *shown])}\ndrawn again: {again}\n"
+    made = shlex.join(["python", "-m", "analysis.bench.growth", *shown])
+    return f"{about}\n\ndrawn by:    {made}\ndrawn again: {again}\n"
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    parser = Parser(prog="python -m analysis.growth", description=__doc__)
+    parser = Parser(prog="python -m analysis.bench.growth", description=__doc__)
     parser.add_argument("--model", metavar="DIR", help="a model folder or hub id with positions for 1,152 tokens")
     parser.add_argument("--out", metavar="DIR", help="where to write [runs/growth; of --from-csv: beside the CSV]")
     parser.add_argument("--from-csv", metavar="FILE", help="draw this growth.csv, and measure nothing")

@@ -9,7 +9,7 @@ and values k each.
     activations  a M (10 d + 2 k + 5 f) L, kept for the backward pass; with gradient checkpointing a M d L, and the
                  first for one layer
     prompts      2 a k L (P + T) M / T, the keys and values of the rows of a micro-batch
-    logits       4 * 4 * 2^26     logits, log-probs and gradients of both, in fp32, of rollout.LOGITS_AT_ONCE; or of M
+    logits       4 * 4 * 2^26     logits, log-probs and gradients of both, in fp32, of fast/learning.py; or of M
                                   tokens, where these have fewer
     cache        2 a k L N (P + T) while sampling; not at the same time as activations, prompts and logits
     rest         0.6 GB           the program and its libraries
@@ -19,9 +19,9 @@ and values k each.
     sampling     prompts, 2 F B P / rate; then T tokens, each `a_layer` L, which many small kernels take, and the longer
                  of 2 F N / rate and (the base's bytes and half of the cache) / bandwidth
 
-The table's first numbers are computed, the second ones measured on a GPU. Below it stands what analysis.growth has
-measured over what the formula says of the same cases: it leaves out attention's own products, what an allocator holds
-back, and the second copy of the weights with which a large model samples on a CPU (packed.py).
+The table's first numbers are computed, the second ones measured on a GPU. Below it: what analysis.bench.growth
+has measured, over what the formula says of the same cases. It leaves out attention's own products, what an allocator
+holds back, and the second copy of the weights with which a large model samples on a CPU (fast/packed.py).
 
     python -m analysis.bench.sizes                   reads results/growth/growth.csv and results/bench/sizes_h200.json
     python -m analysis.bench.sizes --measure FILE    on a GPU: measures the lines that fit, with random weights
@@ -39,10 +39,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-import rollout
 from analysis.bench import step
 from analysis.bench.growth import Point
 from analysis.saved import read_rows
+from fast.learning import LOGITS_AT_ONCE
 from harness.console import Parser, fail, first_line
 from harness.warm_start import build_tokenizer
 from policy import Policy, save_policy
@@ -134,7 +134,7 @@ def memory(shape: Shape, s: Setting, activation_bytes: int) -> dict[str, float]:
         "training": 12 * trained,
         "activations": a * s.micro_batch_tokens * layers,
         "prompts": keys * s.micro_batch_tokens / s.new_tokens,
-        "logits": 4 * 4 * min(rollout.LOGITS_AT_ONCE, s.micro_batch_tokens * shape.vocabulary),
+        "logits": 4 * 4 * min(LOGITS_AT_ONCE, s.micro_batch_tokens * shape.vocabulary),
         "cache": keys * s.prompts * s.group_size,
         "rest": 0.6e9,
     }
@@ -229,7 +229,7 @@ def over_computed_on_gpu(found: list[dict[str, Any]]) -> list[float]:
 
 
 def over_computed(points: list[Point]) -> list[float]:
-    """Peak memory of analysis.growth's processes on SmolLM2, over the formula's."""
+    """Peak memory of analysis.bench.growth's processes on SmolLM2, over the formula's."""
     ratios = []
     for p in points:
         tokens = min(p.micro_batch_tokens, p.prompt_tokens + p.group_size * p.new_tokens)  # of one prompt
@@ -239,8 +239,10 @@ def over_computed(points: list[Point]) -> list[float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="python -m analysis.sizes", description=__doc__)
-    parser.add_argument("--growth", default="results/growth/growth.csv", metavar="FILE", help="of analysis.growth")
+    parser = Parser(prog="python -m analysis.bench.sizes", description=__doc__)
+    parser.add_argument(
+        "--growth", default="results/growth/growth.csv", metavar="FILE", help="of analysis.bench.growth"
+    )
     parser.add_argument("--measured", default=MEASURED, metavar="FILE", help="what --measure has written")
     parser.add_argument("--measure", metavar="FILE", help="measure on this machine's GPU, and write JSON there")
     args = parser.parse_args(argv)

@@ -307,7 +307,7 @@ def table(result: dict[str, Any], rows: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="python -m analysis.bench", description=__doc__)
+    parser = Parser(prog="python -m analysis.bench.step", description=__doc__)
     parser.add_argument("--model", metavar="DIR", help="a model folder or hub id; without it the built-in policy")
     numbers = {
         "prompts": "B",

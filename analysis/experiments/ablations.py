@@ -171,8 +171,10 @@ drawn by, and again: python -m analysis.experiments.ablations --runs {runs}
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="python -m analysis.ablations", description=__doc__)
-    parser.add_argument("--runs", default="results/experiments/runs.csv", metavar="FILE", help="of experiments")
+    parser = Parser(prog="python -m analysis.experiments.ablations", description=__doc__)
+    parser.add_argument(
+        "--runs", default="results/experiments/runs.csv", metavar="FILE", help="of analysis.experiments.grid"
+    )
     parser.add_argument("--out", metavar="DIR", help="where to write; default: beside --runs")
     args = parser.parse_args(argv)
     rows, out = read(Path(args.runs)), Path(args.out or Path(args.runs).parent)

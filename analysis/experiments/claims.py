@@ -13,7 +13,7 @@ C7 compares no methods: its effect is minus the correlation, within the groups o
 The baseline is dr_grpo, which is GRPO as section 6 of the paper has it; the same against grpo stands below it and is
 not part of the verdict. C5 says two things, and holds only if both do.
 
-    python -m analysis.experiments.claims       both tables, from results/experiments/runs.csv and conflict_seeds.csv beside it
+    python -m analysis.experiments.claims    both tables, from runs.csv and conflict_seeds.csv in results/experiments
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from harness.console import Parser
 
 LEVELS = ("level 1", "level 2", "level 3", "level 4", "level 5")
 BASELINE = "dr_grpo"
-STAGES = ("main", "after_sft", "controls", "others")  # what else there is are settings: analysis.ablations shows them
+STAGES = ("main", "after_sft", "controls", "others")  # what else there is are settings: ablations.py shows them
 CLAIMS = 7  # of Holm's correction
 C7 = "C7"  # the column of a run that conflict_seeds.csv gives
 
@@ -221,7 +221,7 @@ def line(a: Answer, p: str, verdict: str) -> str:
 
 
 def read(path: Path) -> Table:
-    """runs.csv of analysis.experiments: the runs of every label, by seed."""
+    """runs.csv of analysis.experiments.grid: the runs of every label, by seed."""
     table: Table = {}
     for row in read_runs(path):
         if row["stage"] in STAGES:
@@ -238,9 +238,9 @@ def add_conflict(table: Table, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="python -m analysis.claims", description=__doc__)
+    parser = Parser(prog="python -m analysis.experiments.claims", description=__doc__)
     parser.add_argument(
-        "--runs", default="results/experiments/runs.csv", metavar="FILE", help="of analysis.experiments"
+        "--runs", default="results/experiments/runs.csv", metavar="FILE", help="of analysis.experiments.grid"
     )
     args = parser.parse_args(argv)
     table = read(Path(args.runs))

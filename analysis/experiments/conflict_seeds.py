@@ -12,8 +12,8 @@ C7 says that the correlation is below 0. Intervals are Student's over seeds.
 
 Writes into --out: conflict_seeds.csv (a row a policy and figure), conflict_seeds.png, conflict_seeds.txt.
 
-    python -m analysis.experiments.conflict_seeds                      from runs/experiments; its stage main has to be done
-    python -m analysis.experiments.conflict_seeds --from-csv results/experiments/conflict_seeds.csv      redraws, prints the table
+    python -m analysis.experiments.conflict_seeds                    from runs/experiments, after the grid's stage main
+    python -m analysis.experiments.conflict_seeds --from-csv FILE    redraws conflict_seeds.csv, prints the table
 """
 
 from __future__ import annotations
@@ -168,8 +168,10 @@ drawn again: {again}
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    parser = Parser(prog="python -m analysis.conflict_seeds", description=__doc__)
-    parser.add_argument("--root", default="runs/experiments", metavar="DIR", help="the runs of analysis.experiments")
+    parser = Parser(prog="python -m analysis.experiments.conflict_seeds", description=__doc__)
+    parser.add_argument(
+        "--root", default="runs/experiments", metavar="DIR", help="the runs of analysis.experiments.grid"
+    )
     parser.add_argument("--out", metavar="DIR", help="where to write [--root; of --from-csv: beside the CSV]")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), metavar="N", help="policies at once, a core each"

@@ -16,6 +16,7 @@ reason apart. None is part of DaGRPO; train.py knows none of them: a control is 
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from dataclasses import replace
@@ -54,19 +55,19 @@ def random_like(advantages: Tensor, keep: Tensor) -> Tensor:
     return drawn
 
 
-def score_as_reward(groups: Groups) -> Groups:
+def score_as_reward(groups: Groups, delta: float = 3.0) -> Groups:
     """Advantages from (S - 1) / 9, so that it goes from 0 to 1 as R does."""
     A = group_advantages((groups.scores - 1) / 9)  # (B, G)
-    return replace(groups, advantages=A, distinct=rectification_mask(A, groups.scores))
+    return replace(groups, advantages=A, distinct=rectification_mask(A, groups.scores, delta))
 
 
-def score_noise(groups: Groups, sigma: float) -> Groups:
+def score_noise(groups: Groups, sigma: float, delta: float = 3.0) -> Groups:
     """S with Gaussian noise of this standard deviation, bounded to [1, 10], and the mask that follows from it.
 
     Draws from torch's global random state, so that a resumed run sees the same noise.
     """
     S = (groups.scores + sigma * torch.randn(groups.scores.shape)).clamp(1, 10)  # (B, G)
-    distinct = rectification_mask(groups.advantages, S)
+    distinct = rectification_mask(groups.advantages, S, delta)
     return replace(groups, scores=S, distinct=distinct, keep=distinct)
 
 
@@ -119,33 +120,40 @@ def _number(text: str) -> int | str:
 
 # ---------------------------------------------------------------------------------------- the command line
 
-CHANGES = {"random_mask": random_mask, "score_as_reward": score_as_reward}
+KINDS = ("random_mask", "score_as_reward", "score_noise", *(f"flawed_{flaw}" for flaw in FLAWS))
 
 
 def run(name: str, argv: list[str]) -> None:
     """train.py with the control `name`, as the list at the head of this file spells it."""
-    kind, _, sigma = name.partition("=")
+    kind, _, value = name.partition("=")
     config = parse(argv)
     check(kind, config)
-    if kind == "score_noise":
-        try:
-            noise = partial(score_noise, sigma=float(sigma))
-        except ValueError:
-            fail(f"score_noise={sigma}: a standard deviation, as in score_noise=2")
-        noise.__name__ = name
-        return train.main(argv, change=noise)
     if kind.startswith("flawed_"):
-        demonstrate = partial(flawed, flaw=kind.removeprefix("flawed_"))
-        demonstrate.__name__ = name
-        return train.main(argv, demonstrate=demonstrate)
-    return train.main(argv, change=CHANGES[kind])
+        control = partial(flawed, flaw=kind.removeprefix("flawed_"))
+    elif kind == "score_noise":
+        control = partial(score_noise, sigma=read_sigma(value), delta=config.delta)
+    elif kind == "score_as_reward":
+        control = partial(score_as_reward, delta=config.delta)
+    else:
+        control = partial(random_mask)
+    control.__name__ = name  # what config.json says
+    train.main(argv, **{"demonstrate" if kind.startswith("flawed_") else "change": control})
+
+
+def read_sigma(text: str) -> float:
+    try:
+        sigma = float(text)
+    except ValueError:
+        sigma = math.nan
+    return (
+        sigma if 0 <= sigma < math.inf else fail(f"score_noise={text}: give a standard deviation, as in score_noise=2")
+    )
 
 
 def check(kind: str, config: Config) -> None:
     """A control that the method does not notice would be a run that is taken for another one."""
-    known = [*CHANGES, "score_noise", *(f"flawed_{flaw}" for flaw in FLAWS)]
-    if kind not in known:
-        fail(f"there is no control {kind}: choose from {', '.join(known)}")
+    if kind not in KINDS:
+        fail(f"there is no control {kind}: choose from {', '.join(KINDS)}")
     if kind in ("random_mask", "score_noise") and not config.recipe.rectify:
         fail(f"{kind} is for methods that mask: {config.method} does not")
     if kind == "score_as_reward" and (config.recipe.rectify or not config.recipe.rollouts):

@@ -51,9 +51,12 @@ FEWER = ("luffy", "sft")  # 5 seeds
 OTHERS = tuple(name for name in dagrpo.METHODS if name not in CLAIMED + FEWER)  # 3 seeds
 SETTINGS = ["--steps", str(STEPS), "--batch-prompts", "8", "--save-every", "20", "--keep", "3"]
 SETTINGS += ["--log-rollouts-every", "10", "--show-every", "0"]
-START = "import sys, policy, eval; made = policy.warm_start(policy.WarmStart(seed=int(sys.argv[1]))); "
-START += "eval.main(['--model', str(made), '--k', '0', '--benchmarks', 'validation,test,ood', '--out', sys.argv[2]])"
-PROGRAM = "import sys, json, train, eval; a, b = json.loads(sys.argv[1]); train.main(a); eval.main(b)"
+START = "import sys, eval; from harness.warm_start import WarmStart, warm_start; "
+START += "made = warm_start(WarmStart(seed=int(sys.argv[1]))); "
+START += "eval.main(['--model', made, '--k', '0', '--benchmarks', 'validation,test,ood', '--out', sys.argv[2]])"
+PROGRAM = "import sys, json, train, eval; from analysis.experiments import controls; "
+PROGRAM += "control, a, b = json.loads(sys.argv[1]); "
+PROGRAM += "controls.run(control, a) if control else train.main(a); eval.main(b)"
 LAST = 10  # steps that figures at the end of training are the mean of
 
 
@@ -67,6 +70,7 @@ class Job:
     seed: int
     flags: tuple[str, ...] = ()
     after: str | None = None  # the stage/label whose run of the same seed it begins from
+    control: str = ""  # of analysis.experiments.controls; "": train.py as it is
 
     @property
     def name(self) -> str:
@@ -85,16 +89,18 @@ def grid(rates: dict[str, str]) -> list[Job]:
         each = [(method, rate, seed) for method in methods for rate in rates for seed in seeds]
         jobs.extend(Job(stage, f"{method} {rate}", method, seed, ("--lr", rate)) for method, rate, seed in each)
 
-    def add(stage: str, label: str, method: str, seeds: int, *flags: str, after: str | None = None) -> None:
+    def add(
+        stage: str, label: str, method: str, seeds: int, *flags: str, after: str | None = None, control: str = ""
+    ) -> None:
         rate = ("--lr", rates.get(method, "?"))  # flags may name another one
-        jobs.extend(Job(stage, label, method, seed, (*rate, *flags), after) for seed in range(seeds))
+        jobs.extend(Job(stage, label, method, seed, (*rate, *flags), after, control) for seed in range(seeds))
 
     sweep("sweep", CLAIMED + FEWER, SWEEP_RATES, SWEEP_SEEDS)
     for method in (*CLAIMED, *FEWER):
         add("main", method, method, 15 if method in CLAIMED else 5)
     add("after_sft", "sft then dr_grpo", "dr_grpo", 5, after="main/sft")
-    add("controls", "random mask", "dagrpo_on", 15, "--random-mask")
-    add("controls", "dr_grpo, S as reward", "dr_grpo", 5, "--reward-is-score")
+    add("controls", "random mask", "dagrpo_on", 15, control="random_mask")
+    add("controls", "dr_grpo, S as reward", "dr_grpo", 5, control="score_as_reward")
     sweep("sweep_others", OTHERS, FEWER_RATES, SWEEP_SEEDS[:1])
     for method in OTHERS:
         add("others", method, method, 3)
@@ -104,10 +110,10 @@ def grid(rates: dict[str, str]) -> list[Job]:
     for delta in ("0", "1", "2", "4", "5", "6"):  # 3 is main's
         add("ablations", f"delta {delta}", "dagrpo_on", 3, "--delta", delta)
     for sigma in ("1", "2", "4"):
-        add("ablations", f"score noise {sigma}", "dagrpo_on", 3, "--score-noise", sigma)
+        add("ablations", f"score noise {sigma}", "dagrpo_on", 3, control=f"score_noise={sigma}")
     for method in ("dagrpo", "luffy"):
         for flaw in ("steps", "answer"):
-            add("ablations", f"{method}, anchors with wrong {flaw}", method, 3, "--anchor-flaw", flaw)
+            add("ablations", f"{method}, anchors with wrong {flaw}", method, 3, control=f"flawed_{flaw}")
     add("ablations", "dagrpo, anchors in hard groups", "dagrpo", 3, "--anchor-when", "hard")
     add("ablations", "dagrpo, LUFFY's ratio", "dagrpo", 3, "--anchor-ratio", "shaped")
     for size in ("4", "16"):  # 8 is main's
@@ -146,7 +152,7 @@ def command(job: Job, root: Path) -> list[str]:
     begin = ["--init-from", str(root / job.after / f"seed{job.seed}" if job.after else start_of(job.seed))]
     train = ["--method", job.method, "--seed", str(job.seed), "--out", out, "--resume", *SETTINGS, *job.flags, *begin]
     asked = ["--benchmarks", "validation"] if job.is_sweep else []
-    return [sys.executable, "-c", PROGRAM, json.dumps([train, ["--model", out, "--k", "0", *asked]])]
+    return [sys.executable, "-c", PROGRAM, json.dumps([job.control, train, ["--model", out, "--k", "0", *asked]])]
 
 
 def start_of(seed: int) -> Path:
@@ -294,7 +300,7 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         fail(f"{path} cannot be read ({error.strerror}); python -m analysis.experiments.grid makes it")
     except (ValueError, KeyError, TypeError):
-        fail(f"{path} is damaged: it is not a table of analysis.experiments")
+        fail(f"{path} is damaged: it is not a table of analysis.experiments.grid")
     return rows or fail(f"{path} holds no run yet; python -m analysis.experiments.grid makes them")
 
 
@@ -304,7 +310,7 @@ def stages_of(jobs: Iterable[Job]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     stages = stages_of(grid({}))
-    parser = Parser(prog="python -m analysis.experiments", description=__doc__)
+    parser = Parser(prog="python -m analysis.experiments.grid", description=__doc__)
     parser.add_argument("--root", default="runs/experiments", metavar="DIR", help="where the runs go")
     parser.add_argument("--out", metavar="DIR", help="where runs.csv and sweep.csv go; default: --root")
     parser.add_argument("--stages", default=",".join(stages), metavar="A,B", help=f"of {', '.join(stages)}")

@@ -32,7 +32,9 @@ import scoring
 import tasks
 from analysis.experiments.controls import CARRIED, DROPPED, SWAPPED, WRONG, corrupt
 from harness.console import Parser, fail, progress
-from judges import endpoint
+from judges.http import Endpoint, http_judge
+from judges.local import local_judge
+from judges.prompt import Counters, JudgeDown
 from policy import load_policy
 from scoring import Scorer
 from tasks import Problem
@@ -138,16 +140,16 @@ def make_scorers(args: Namespace) -> dict[str, Scorer]:
             policy = load_policy(args.judge_model)
         except (OSError, ValueError) as error:
             fail(f"--judge-model {args.judge_model} cannot be loaded: {str(error).strip().splitlines()[0]}")
-        scorers["local judge"] = endpoint.local_judge(policy, endpoint.Counters())
+        scorers["local judge"] = local_judge(policy, Counters())
     if args.judge_url:
         cache = Path(args.judge_cache) if args.judge_cache else None
-        endpoint = endpoint.Endpoint(args.judge_url, args.judge_name, cache)
-        scorers["HTTP judge"] = endpoint.http_judge(endpoint, endpoint.Counters())
+        endpoint = Endpoint(args.judge_url, args.judge_name, cache)
+        scorers["HTTP judge"] = http_judge(endpoint, Counters())
     return scorers
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="python -m analysis.scorers", description=__doc__)
+    parser = Parser(prog="python -m analysis.experiments.scorers", description=__doc__)
     parser.add_argument("--per-level", type=int, default=30, metavar="N", help="problems of each level (split test)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the problems and of what is corrupted")
     parser.add_argument("--csv", metavar="FILE", help="where the table goes as well")
@@ -168,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     cases, scorers = build_cases(args.per_level, args.seed), make_scorers(args)
     try:
         rows = measure(cases, scorers)
-    except endpoint.JudgeDown as error:
+    except JudgeDown as error:
         fail(str(error))
     print(table(rows))
     if args.csv:

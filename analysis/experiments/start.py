@@ -41,7 +41,7 @@ def describe(policy: Policy, problems: list[tasks.Problem], group_size: int, del
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="python -m analysis.start", description=__doc__)
+    parser = Parser(prog="python -m analysis.experiments.start", description=__doc__)
     parser.add_argument("--model", metavar="ID_OR_DIR", help="a run or model folder; without it the warm start")
     parser.add_argument("--per-level", type=int, default=64, metavar="N", help="problems of each level (split train)")
     parser.add_argument("--group-size", type=int, default=8, metavar="G", help="responses per problem")

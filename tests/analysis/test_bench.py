@@ -8,6 +8,7 @@ import torch
 
 from analysis.bench import step
 from analysis.bench.step import Case
+from policy import load_policy
 
 
 @pytest.mark.parametrize(("who", "share"), [("all", 1.0), ("kept", 0.5)])

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-import anchors as anchoring
 import dagrpo
 import rollout
 import tasks
@@ -19,6 +18,7 @@ from analysis import conflict, conflict_figures, conflict_points, gradients, sav
 from analysis.conflict_figures import Response
 from analysis.conflict_points import Point
 from analysis.gradients import Group, chance_mask, cosines, net_share, plane, sides_cosine
+from anchors import mix, prepare_anchors
 
 ALL = np.array([True, True])
 UP_DOWN = np.array([0.5, -0.5])
@@ -219,11 +219,11 @@ def test_a_batch_sums_its_groups_before_it_takes_the_share(tiny, monkeypatch):
         gradients.scoring, "rewards", lambda r: torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 1.0]])
     )
     some, args = tasks.arithmetic("train", 2, levels={"1": tasks.LEVELS["1"]}), settings_of()
-    prepared, _ = anchoring.prepare(tiny, some, 24)
+    prepared, _ = prepare_anchors(tiny, some, 24)
     torch.manual_seed(5)
     found = gradients.measure(tiny, some, args).batches[gradients.ROLLOUTS][0][0]
     torch.manual_seed(5)
-    rollouts = anchoring.mix(tiny, rollout.sample_groups(tiny, some, [3, 3], 24), prepared, 4)
+    rollouts = mix(tiny, rollout.sample_groups(tiny, some, [3, 3], 24), prepared, 4)
     rows = torch.tensor([0, 1, 2, 4, 5, 6])
     each = gradients.response_gradients(tiny, rollouts, rows, rollouts.mask.float())
     A = torch.tensor([2.0, -1.0, -1.0, -1.0, 2.0, -1.0])

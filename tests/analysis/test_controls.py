@@ -1,4 +1,5 @@
-"""controls.py: the random mask keeps as many of each side, noise and flaws are what they say, and train takes them."""
+"""analysis.experiments.controls: the random mask keeps as many of each side, noise and flaws are what they say, and
+train.py takes them."""
 
 import json
 import math
@@ -13,41 +14,55 @@ import dagrpo
 import rollout
 import scoring
 import tasks
-import train
 from analysis.experiments import controls
-from harness import config
+from rollout import Groups
+
+
+def groups_of(A, S, rollouts=None, R=None, delta=3.0):
+    distinct = dagrpo.rectification_mask(A, S, delta)
+    return Groups(rollouts, A > 0 if R is None else R, S, A, distinct, distinct, responses=A.numel(), tokens=0)
 
 
 @given(st.integers(0, 10**6))
 def test_a_random_mask_keeps_as_many_of_each_side_of_each_group(seed):
     torch.manual_seed(seed)
     A = dagrpo.group_advantages(torch.randint(0, 2, (4, 8)).float())
-    S = torch.randint(2, 21, (4, 8)) / 2
-    keep = dagrpo.rectification_mask(A, S)
-    drawn = controls.random_mask(A, keep)
+    groups = groups_of(A, torch.randint(2, 21, (4, 8)) / 2)
+    drawn = controls.random_mask(groups)
+    assert torch.equal(drawn.keep, drawn.distinct)
     for side in (A > 0, A < 0):
-        assert torch.equal((drawn & side).sum(1), (keep & side).sum(1))
-    assert not (drawn & (A == 0)).any()
+        assert torch.equal((drawn.keep & side).sum(1), (groups.keep & side).sum(1))
+    assert not (drawn.keep & (A == 0)).any()
 
 
 def test_a_random_mask_is_random_over_the_rows_of_a_side():
     A = torch.tensor([[0.5, 0.5, 0.5, -0.5, -0.5, -0.5]])
     keep = torch.tensor([[True, False, False, True, True, False]])
-    share = sum(controls.random_mask(A, keep).double() for _ in range(3000)) / 3000
+    share = sum(controls.random_like(A, keep).double() for _ in range(3000)) / 3000
     expected = torch.tensor([[1 / 3] * 3 + [2 / 3] * 3], dtype=torch.float64)
     torch.testing.assert_close(share, expected, atol=0.05, rtol=0)
 
 
 def test_noise_has_its_size_and_stays_in_range():
-    pairs = [(tasks.solve("12+5-3=", "2"), "12+5=18;18-3=14;#14")] * 4000  # S 4.5
-    noisy = torch.tensor(controls.noisy(scoring.rule_scores, 1.0)(pairs))
+    groups = groups_of(torch.tensor([[0.5, -0.5]] * 2000), torch.full((2000, 2), 4.5))
+    noisy = controls.score_noise(groups, 1.0).scores
     assert noisy.mean() == pytest.approx(4.5, abs=0.1) and noisy.std() == pytest.approx(1.0, abs=0.05)
-    wild = torch.tensor(controls.noisy(scoring.rule_scores, 50.0)(pairs))
+    wild = controls.score_noise(groups, 50.0).scores
     assert wild.min() == 1 and wild.max() == 10
 
 
+def test_the_mask_follows_from_the_noisy_scores():
+    torch.manual_seed(0)
+    groups = groups_of(torch.tensor([[0.5, 0.5, -0.5, -0.5]] * 50), torch.tensor([[10.0, 4.5, 5.5, 1.0]] * 50))
+    noisy = controls.score_noise(groups, 2.0, delta=1.0)
+    expected = dagrpo.rectification_mask(groups.advantages, noisy.scores, 1.0)
+    assert torch.equal(noisy.keep, expected) and torch.equal(noisy.distinct, expected)
+    assert not torch.equal(expected, dagrpo.rectification_mask(groups.advantages, noisy.scores, 3.0))
+
+
 def test_a_missing_score_stays_missing():
-    assert math.isnan(controls.noisy(lambda pairs: [math.nan] * len(pairs), 1.0)([None])[0])
+    noisy = controls.score_noise(groups_of(torch.tensor([[0.5, -0.5]]), torch.tensor([[math.nan, 1.0]])), 1.0)
+    assert noisy.scores.isnan().tolist() == [[True, False]] and not noisy.keep.any()
 
 
 @pytest.mark.parametrize("flaw", controls.FLAWS)
@@ -65,59 +80,71 @@ def test_flawed_demonstrations_are_flawed_as_said(flaw):
 
 def test_the_score_as_reward_goes_from_0_to_1(tiny, problems):
     rollouts = rollout.sample_groups(tiny, problems, [2, 2, 2], max_new_tokens=20)
-    anchor, _ = anchors.prepare(tiny, problems, 64)
-    mixed = anchors.mix(tiny, rollouts, anchor, 3)
-    rewards = controls.score_as_reward(mixed, scoring.rule_scores)
-    assert (rewards[:, -1] == 1).all() and (rewards >= 0).all() and (rewards <= 1).all()
-    torch.testing.assert_close(rewards * 9 + 1, scoring.scores(mixed))
+    usable, _ = anchors.prepare_anchors(tiny, problems, 64)
+    mixed = anchors.mix(tiny, rollouts, usable, 3)
+    R, S = scoring.rewards(mixed), scoring.scores(mixed)
+    before = groups_of(dagrpo.group_advantages(R), S, mixed, R)
+    after = controls.score_as_reward(before)
+    gap = after.advantages[:, -1:] - after.advantages  # the anchor's S is 10, so that its reward is 1
+    torch.testing.assert_close(1 - gap, (S - 1) / 9)
+    assert after.advantages.sum(dim=1).abs().max() < 1e-6 and torch.equal(after.rewards, R)
+    assert torch.equal(after.distinct, dagrpo.rectification_mask(after.advantages, S))
+    assert torch.equal(after.keep, before.keep)
 
 
-def trained(tiny_folder, tmp_path, *flags):
-    """The groups of one step with these flags, as rollouts.jsonl has them."""
+def trained(tiny_folder, tmp_path, control, *flags):
+    """The groups of one step under this control, as rollouts.jsonl has them."""
     size = ["--steps", "1", "--batch-prompts", "4", "--group-size", "6", "--show-every", "0"]
-    train.main([*flags, *size, "--model", str(tiny_folder), "--out", str(tmp_path / "run")])
+    controls.run(control, [*flags, *size, "--model", str(tiny_folder), "--out", str(tmp_path / "run")])
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["experiment"] == control
     return [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").open()]
 
 
 def test_training_takes_the_random_mask(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(controls, "random_mask", lambda A, keep: torch.zeros_like(keep))
-    groups = trained(tiny_folder, tmp_path, "--method", "dagrpo", "--random-mask")
+    monkeypatch.setattr(controls, "random_like", lambda A, keep: torch.zeros_like(keep))
+    groups = trained(tiny_folder, tmp_path, "random_mask", "--method", "dagrpo")
     assert not any(keep for group in groups for keep in group["keep"])
 
 
 def test_training_takes_the_score_as_reward(tiny_folder, tmp_path):
-    for group in trained(tiny_folder, tmp_path, "--method", "dr_grpo", "--reward-is-score"):
+    for group in trained(tiny_folder, tmp_path, "score_as_reward", "--method", "dr_grpo"):
         rewards = torch.tensor([[(score - 1) / 9 for score in group["S"]]])
         torch.testing.assert_close(torch.tensor([group["A"]]), dagrpo.group_advantages(rewards), atol=1e-6, rtol=1e-5)
         assert set(group["R"]) <= {0, 1}, "what is reported is still whether the answer is right"
 
 
-def test_training_takes_the_noise(tiny_folder, tmp_path):
-    groups = trained(tiny_folder, tmp_path, "--method", "dagrpo", "--score-noise", "2")
+def test_training_takes_the_noise_and_its_delta(tiny_folder, tmp_path):
+    groups = trained(tiny_folder, tmp_path, "score_noise=2", "--method", "dagrpo", "--delta", "1")
     between = [score for group in groups for score in group["S"] if (2 * score) % 1]  # the rule gives halves
     assert len(between) > 4
+    for group in groups:
+        keep = dagrpo.rectification_mask(torch.tensor([group["A"]]), torch.tensor([group["S"]]), 1.0)[0]
+        assert keep.tolist() == group["keep"]
 
 
 @pytest.mark.parametrize("flaw", controls.FLAWS)
 def test_training_takes_flawed_anchors_and_scores_against_the_right_demonstration(tiny_folder, tmp_path, flaw):
-    for group in trained(tiny_folder, tmp_path, "--method", "dagrpo", "--anchor-flaw", flaw):
+    for group in trained(tiny_folder, tmp_path, f"flawed_{flaw}", "--method", "dagrpo"):
         assert group["is_anchor"][-1] and group["responses"][-1] != group["demonstration"]
         assert group["R"][-1] == (flaw == "steps") and group["S"][-1] < 10
 
 
 @pytest.mark.parametrize(
-    ("given", "why"),
+    ("control", "given", "why"),
     [
-        (["--score-noise", "-1"], "at least 0"),
-        (["--score-noise", "1", "--scorer", "local", "--judge-model", "x"], "rule scorer"),
-        (["--anchor-flaw", "steps", "--data", "x.jsonl"], "leave --data out"),
-        (["--random-mask", "--method", "dr_grpo"], "methods that mask"),
-        (["--score-noise", "1", "--method", "dr_grpo"], "methods that read scores"),
-        (["--reward-is-score", "--method", "sft"], "methods with rewards"),
-        (["--anchor-flaw", "steps", "--method", "dagrpo_on"], "methods with demonstrations"),
+        ("score_noise=-1", [], "give a standard deviation"),
+        ("score_noise=nan", [], "give a standard deviation"),
+        ("score_noise", [], "give a standard deviation"),
+        ("nothing", [], "there is no control nothing"),
+        ("flawed_steps", ["--data", "x.jsonl"], "on the built-in task"),
+        ("random_mask", ["--method", "dr_grpo"], "methods that mask"),
+        ("score_noise=1", ["--method", "dr_grpo"], "methods that mask"),
+        ("score_as_reward", ["--method", "sft"], "methods with rewards"),
+        ("score_as_reward", ["--method", "dagrpo"], "without a mask"),
+        ("flawed_steps", ["--method", "dagrpo_on"], "methods with demonstrations"),
     ],
 )
-def test_a_control_that_cannot_work_is_refused(capsys, given, why):
+def test_a_control_that_cannot_work_is_refused(capsys, tmp_path, control, given, why):
     with pytest.raises(SystemExit):
-        config.parse(["--method", "dagrpo", "--out", "x", *given])
-    assert why in capsys.readouterr().err
+        controls.run(control, ["--method", "dagrpo", "--out", str(tmp_path / "run"), *given])
+    assert why in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -13,7 +13,7 @@ import pytest
 from analysis import curves, table
 from analysis.curves import PANELS, Point, running_mean
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ["step", "reward", "response_length", "entropy", "grad_norm", "kept_fraction"]
 COLUMNS += ["responses", "rollout_seconds", "train_seconds"]
 

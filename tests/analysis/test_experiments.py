@@ -6,10 +6,11 @@ import random
 import pytest
 from scipy import stats
 
-import policy
 from analysis import table
-from analysis.experiments import claims, grid
+from analysis.experiments import claims, controls, grid
 from analysis.experiments.claims import Answer, Claim, answer, difference, holm, verdict
+from harness.config import parse
+from harness.warm_start import WarmStart, warm_start_folder
 
 RATES = dict.fromkeys((*grid.CLAIMED, *grid.FEWER, *grid.OTHERS), "1e-4")
 
@@ -29,11 +30,11 @@ def test_the_grid_has_the_seeds_that_were_written_down():
 
 
 def test_every_job_is_flags_that_train_takes_and_only_the_named_things_differ():
-    from harness import config
-
     for job in grid.grid(RATES):
-        train, evaluate = json.loads(grid.command(job, grid.Path("/root"))[-1])
-        args = config.parse(train)
+        control, train, evaluate = json.loads(grid.command(job, grid.Path("/root"))[-1])
+        args = parse(train)
+        if control:
+            controls.check(control.partition("=")[0], args)
         assert (args.steps, args.batch_prompts, args.seed) == (grid.STEPS, 8, job.seed)
         assert args.init_from == str(f"/root/{job.after}/seed{job.seed}" if job.after else grid.start_of(job.seed))
         assert ("validation" in evaluate) == job.is_sweep
@@ -68,9 +69,7 @@ def test_an_experiment_runs_is_skipped_when_done_and_is_collected(tiny_folder, t
     monkeypatch.setattr(grid, "START", evaluate.replace("sys.argv[3]", repr(str(tiny_folder))))
     job = grid.Job("main", "grpo", "grpo", 0, ("--lr", "1e-4"))
     monkeypatch.setattr(grid, "grid", lambda rates: [job])
-    monkeypatch.setattr(
-        experiments, "PROGRAM", grid.PROGRAM.replace("eval.main(b)", "eval.main([*b, '--per-level', '2'])")
-    )
+    monkeypatch.setattr(grid, "PROGRAM", grid.PROGRAM.replace("eval.main(b)", "eval.main([*b, '--per-level', '2'])"))
     grid.run_stage([job], tmp_path / "runs", workers=1)
     assert grid.collect(tmp_path / "runs", tmp_path / "out") == 2, "the run, and the warm start"
     table = claims.read(tmp_path / "out" / "runs.csv")
@@ -81,7 +80,7 @@ def test_an_experiment_runs_is_skipped_when_done_and_is_collected(tiny_folder, t
 
 
 def test_every_seed_has_a_warm_start_of_its_own_that_is_made_before_its_runs(tmp_path, monkeypatch):
-    assert grid.start_of(0) == policy.warm_start_folder(policy.WarmStart()) != grid.start_of(1)
+    assert grid.start_of(0) == warm_start_folder(WarmStart()) != grid.start_of(1)
     monkeypatch.setattr(grid, "start_of", lambda seed: tmp_path / str(seed))
     (tmp_path / "starts" / "seed1").mkdir(parents=True)
     (tmp_path / "starts" / "seed1" / "eval.json").touch()

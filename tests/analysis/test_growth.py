@@ -5,6 +5,7 @@ import torch
 
 from analysis.bench import growth, step
 from analysis.bench.growth import BASE, VARIED, Point
+from policy import load_policy
 from tasks import solve
 
 

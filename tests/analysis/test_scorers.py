@@ -23,7 +23,7 @@ from analysis.experiments.scorers import (
     spearman,
     table,
 )
-from judges import endpoint
+from judges.prompt import JudgeDown
 from tasks import arithmetic, solve
 
 CASES = build_cases(per_level=3, seed=0)
@@ -131,7 +131,7 @@ def test_the_local_judge_has_the_model_that_the_flag_names(tiny, tiny_folder, mo
         assert policy.model.num_parameters() == tiny.model.num_parameters()
         return scoring.rule_scores
 
-    monkeypatch.setattr(endpoint, "local_judge", local_judge)
+    monkeypatch.setattr(scorers, "local_judge", local_judge)
     scorers.main(["--per-level", "1", "--judge-model", str(tiny_folder)])
     assert "local judge" in capsys.readouterr().out
 
@@ -143,7 +143,7 @@ def test_the_http_judge_is_asked_for_every_case(monkeypatch, capsys):
         assert (endpoint.base_url, endpoint.model) == ("http://localhost:1/v1", "m")
         return lambda pairs: asked.extend(pairs) or scoring.rule_scores(pairs)
 
-    monkeypatch.setattr(endpoint, "http_judge", http_judge)
+    monkeypatch.setattr(scorers, "http_judge", http_judge)
     scorers.main(["--per-level", "1", "--judge-url", "http://localhost:1/v1", "--judge-name", "m"])
     assert "HTTP judge" in capsys.readouterr().out and len(asked) == len(build_cases(1, 0))
 
@@ -169,11 +169,11 @@ def test_bad_input_gets_one_line(flags, message, capsys):
 def test_a_judge_that_is_down_gets_one_line(monkeypatch, capsys):
     def http_judge(endpoint, counters):
         def scorer(pairs):
-            raise endpoint.JudgeDown("the judge is down")
+            raise JudgeDown("the judge is down")
 
         return scorer
 
-    monkeypatch.setattr(endpoint, "http_judge", http_judge)
+    monkeypatch.setattr(scorers, "http_judge", http_judge)
     with pytest.raises(SystemExit) as end:
         scorers.main(["--per-level", "1", "--judge-url", "http://localhost:1/v1", "--judge-name", "m"])
     assert end.value.code == 2 and "the judge is down" in capsys.readouterr().err

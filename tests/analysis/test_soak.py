@@ -124,7 +124,7 @@ def test_open_files_threads_and_memory_are_counted():
 
 
 def test_figures_that_come_later_get_columns_of_their_own(tmp_path):
-    """A resumed run may have others: with --insist, or by a newer version. No figure may slip into another's column."""
+    """A resumed run may have others: a newer version adds some. No figure may slip into another's column."""
     runfolder.append_metrics(tmp_path, {"step": 1, "reward": 0.5, "old": 3})
     runfolder.append_metrics(tmp_path, {"step": 2, "new": 7, "reward": 0.25})
     runfolder.append_metrics(tmp_path, {"step": 3, "reward": None, "new": 8})

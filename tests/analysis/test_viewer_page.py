@@ -10,11 +10,12 @@ import time
 
 import pytest
 import torch
-from test_viewer import ATTACK, brute_force_nets, make_record, page_data, random_record, unpack, write_run
+from helpers_viewer import ATTACK, brute_force_nets, make_record, page_data, random_record, unpack, write_run
 
 import dagrpo
 from analysis import viewer
 from dagrpo import METHODS
+from harness import report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH")
@@ -119,7 +120,7 @@ def random_run(tmp_path_factory):
 def expected_mask(record, delta, recipe=METHODS["dagrpo"]):
     A = dagrpo.group_advantages(torch.tensor([record["R"]]), recipe.scale, recipe.baseline)
     S = torch.tensor([[math.nan if s is None else s for s in record["S"]]])
-    return dagrpo.rectification_mask(A, S, delta)[0].tolist(), dagrpo.reasons(A, S, delta)[0], A[0].tolist()
+    return dagrpo.rectification_mask(A, S, delta)[0].tolist(), report.reasons(A, S, delta)[0], A[0].tolist()
 
 
 @pytest.mark.extra
@@ -256,7 +257,7 @@ def test_names_scopes_and_live_regions_for_screen_readers(browser, random_run):
 @pytest.mark.extra
 @in_chromium
 def test_a_mask_that_the_run_had_otherwise_is_told_where_it_can_be_compared(browser, tmp_path):
-    """--random-mask, or GTPO's entropy filter: the page cannot know them, the record does."""
+    """A random mask, or GTPO's entropy filter: the page cannot know them, the record does."""
     record = make_record(["a", "b"], [1.0, 0.0], [9, 2]) | {"keep": [True, False]}
     run = write_run(tmp_path / "run", [record])
     viewer.main([str(run)])
