@@ -105,14 +105,18 @@ def built_in(name: str, per_level: int | None = None, limit: int | None = None) 
 
 
 def load(name: str, directory: Path | None = None, limit: int | None = None) -> tuple[list[Problem], Report]:
-    """The problems of another benchmark, from its file in `directory` or from the hub, and what was skipped.
+    """The problems of another benchmark, and what was skipped.
 
-    `limit` takes at most that many, evenly from the whole: files are often sorted by subject. Ends the program with one
-    line if there is nothing to be had.
+    They are in NAME.jsonl, NAME.json or NAME.parquet of `directory`, or without it on the hub. `limit` takes at most
+    that many, evenly from the whole: files are often sorted by subject. Ends the program with one line if there is
+    nothing to be had.
     """
     benchmark = get(name)
     if directory:
-        source, columns = str(local_file(name, directory)), {}
+        files = [path for ending in READERS if (path := directory / f"{name}{ending}").is_file()]
+        if not files:
+            fail(f"{directory} has no {name} in it: a file {name} that ends in {', '.join(READERS)}")
+        source, columns = str(files[0]), {}
         found = list(read_rows(source))
     else:
         source, columns = benchmark.hub, {"question": "problem", "answer": "answer"}
@@ -121,14 +125,6 @@ def load(name: str, directory: Path | None = None, limit: int | None = None) -> 
         found = [found[i * len(found) // limit] for i in range(limit)]
     problems, report = to_problems(found, source, columns)
     return [replace(problem, level=ALL) for problem in problems], report
-
-
-def local_file(name: str, directory: Path) -> Path:
-    """NAME.parquet, NAME.jsonl or NAME.json in the directory."""
-    for ending in READERS:
-        if (directory / f"{name}{ending}").is_file():
-            return directory / f"{name}{ending}"
-    fail(f"--benchmark-dir {directory} has no {name} in it: a file {name} that ends in {', '.join(READERS)}")
 
 
 def to_row(row: dict[str, Any], benchmark: Benchmark) -> dict[str, Any]:

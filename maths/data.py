@@ -213,17 +213,19 @@ def text_of(value: Any, role: str, what: str) -> str:
         raise Unusable(f"no {what}")
     if isinstance(value, str):
         return value
-    if what == "answer" and isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if what == "answer" and isinstance(value, float) and math.isfinite(value):
-        return f"{value:.0f}" if value.is_integer() else repr(value)
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
         said = [part.get("content") for part in value if part.get("role") == role]
         if said and isinstance(said[-1], str):
             return said[-1]
-    if what == "answer" and isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+    if what != "answer":
+        raise Unusable(f"a {what} of a wrong type", value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:.0f}" if value.is_integer() else repr(value)
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
         return ", ".join(value)  # a problem with several answers
-    raise Unusable(f"a {what} of a wrong type" if what != "answer" else "an answer of a wrong type", value)
+    raise Unusable("an answer of a wrong type", value)
 
 
 def clean(text: str, what: str, empty: bool = False) -> str:

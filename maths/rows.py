@@ -85,7 +85,7 @@ def parquet_rows(path: Path) -> Iterator[Any]:
         name = glob.escape(str(path))  # a file name, not a pattern
         yield from datasets.load_dataset("parquet", data_files=name, split="train", streaming=True)
     except Exception as error:  # datasets, pyarrow and fsspec each raise their own
-        fail(f"{path} cannot be read as parquet ({one_line(error)})")
+        fail(f"{path} cannot be read as parquet ({in_one_line(error)})")
 
 
 def hub_rows(source: str, split: str) -> Iterator[Any]:
@@ -98,12 +98,13 @@ def hub_rows(source: str, split: str) -> Iterator[Any]:
     try:
         return iter(datasets.load_dataset(name, configuration or None, split=split))
     except Exception as error:  # whatever datasets, the hub's client and its HTTP library raise
-        why = one_line(error)
+        why = in_one_line(error)
         hint = "; name one behind a colon, as in openai/gsm8k:main" if "config" in why.lower() else ""
         fail(f"{source}, split {split}: no such file here, and the hub cannot give it: {why}{hint}")
 
 
-def one_line(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
+    """The whole text of an error, up to 200 characters: what the hub offers instead is not in its first line."""
     return quote(" ".join(str(error).split()) or type(error).__name__, longest=200)
 
 
