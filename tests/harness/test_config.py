@@ -67,6 +67,7 @@ def test_flags_overrule_the_recipe_and_nothing_else_does():
         (["--lora-rank", "-1"], "--lora-rank must be at least 0"),
         (["--data-limit", "0"], "--data-limit must be at least 1"),
         (["--judge-concurrency", "0"], "--judge-concurrency must be at least 1"),
+        (["--method", "sft", "--anchor-when", "hard"], "--anchor-when hard: sft samples nothing"),
     ],
 )
 def test_bad_values_are_one_clear_line(capsys, given, message):
