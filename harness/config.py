@@ -239,6 +239,8 @@ def check(config: Config) -> None:
     if config.batch_prompts % config.updates_per_batch:
         prompts, updates = config.batch_prompts, config.updates_per_batch
         fail(f"--batch-prompts {prompts} cannot be split into --updates-per-batch {updates}")
+    if config.anchor_when == "hard" and not config.recipe.rollouts:
+        fail(f"--anchor-when hard: {config.method} samples nothing, so no group can be hard; leave it out")
     if config.resume and config.overwrite:
         fail("--resume and --overwrite exclude each other")
     if config.model and config.init_from:

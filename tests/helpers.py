@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import dataclass, replace
 from math import log
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from dagrpo import METHODS, build_update, group_advantages, policy_loss, rectifi
 from harness import runfolder
 from policy import Policy, load_policy
 
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"  # beside the project, not in it: real data, and what makes a real model
 NAN = float("nan")
 ln_2 = log(2)
 tight = {"rtol": 1e-9, "atol": 1e-12}

@@ -5,11 +5,10 @@ import shutil
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError
-from pathlib import Path
 
 import pytest
 import torch
-from helpers import NAN, advantage_values, deltas, groups, many, matrices, scored, split
+from helpers import NAN, ROOT, advantage_values, deltas, groups, many, matrices, scored, split
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -18,7 +17,6 @@ import dagrpo
 from dagrpo import METHODS, conflict_weights, group_advantages, rectification_mask
 
 pytestmark = pytest.mark.usefixtures("double_precision")
-ROOT = Path(__file__).resolve().parent.parent
 exact = {"rtol": 0, "atol": 1e-12}
 
 # ---------------------------------------------------------------------------------------- Eq. 1, 12: advantages

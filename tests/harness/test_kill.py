@@ -7,15 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from analysis.table import read_run
 from harness import runfolder
 
 pytestmark = pytest.mark.extra
-ROOT = Path(__file__).resolve().parent.parent
 STEPS = 24
 # the tiny policy is never right, and without signal no weight moves: call every response of even length right
 COMMAND = """

@@ -11,11 +11,10 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 DRIVER = """
 import contextlib, importlib, io, json, sys, traceback
 import torch
