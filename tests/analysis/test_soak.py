@@ -82,7 +82,11 @@ UNTRUE = {
     "a score is missing": (*rollout("S", 0, None), "step 3"),
     "a group is missing": ("rollouts.jsonl", lambda lines: lines.pop(9), "step 3: response_length"),
     "a step is missing": ("rollouts.jsonl", lambda lines: lines.__delitem__(slice(8, 12)), "step 3: no groups"),
-    "a step stands twice": ("rollouts.jsonl", lambda lines: lines.extend(lines[:4]), "step 1: its groups stand twice"),
+    "a step stands twice": (
+        "rollouts.jsonl",
+        lambda lines: lines.extend(lines[:4]),
+        "step 1: its groups are",
+    ),
 }
 
 
