@@ -11,10 +11,12 @@ from functools import cache
 from itertools import compress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 import tasks
 from anchors import Anchor, prepare_anchors
 from harness.config import Config
-from harness.console import fail
+from harness.console import fail, one_line
 from harness.warm_start import find_start, find_tokenizer
 from judges.http import Endpoint, http_judge
 from judges.local import local_judge
@@ -71,7 +73,9 @@ def load_task(config: Config, demonstrate: Callable[[list[Problem]], list[Proble
     An experiment may hand in `demonstrate`, which gives the problems other demonstrations, and wrong ones too; the
     scorer's reference stays.
     """
-    tokenizer = Policy(None, find_tokenizer(config.init_from or config.model))
+    begin = config.init_from or config.model
+    with one_line(f"the tokenizer of {begin} cannot be loaded", OSError, ValueError):
+        tokenizer = Policy(None, find_tokenizer(begin))
     problems = load_problems(config)
     anchors, fates = [None] * len(problems), Counter()
     if config.recipe.anchors:
@@ -134,7 +138,8 @@ def make_scorer(config: Config) -> tuple[Scorer, Counters | None]:
         return rule_scores, None
     counters = Counters()
     if config.scorer == "local":
-        return local_judge(load_policy(find_start(config.judge_model)), counters), counters
+        with one_line(f"--judge-model {config.judge_model} cannot be loaded", OSError, ValueError, SafetensorError):
+            return local_judge(load_policy(find_start(config.judge_model)), counters), counters
     cache = Path(config.judge_cache or Path(config.out) / "judge.jsonl")
     endpoint = Endpoint(config.judge_url, config.judge_name, cache, concurrency=config.judge_concurrency)
     return http_judge(endpoint, counters), counters
