@@ -28,7 +28,6 @@ figures: .venv/ready  ## redraw every figure in results/ from its CSV, and print
 	$(PY) -m analysis.curves --from-csv results/demo/curves.csv
 	$(PY) -m analysis.conflict --from-csv results/conflict/conflict.csv
 	$(PY) -m analysis.shared --from-csv results/shared/shared.csv
-	$(PY) -m analysis.soak --from-csv results/soak/soak.csv
 	$(PY) -m analysis.bench.growth --from-csv results/growth/growth.csv
 	$(PY) -m analysis.curves --from-csv results/experiments/curves.csv
 	$(PY) -m analysis.experiments.conflict_seeds --from-csv results/experiments/conflict_seeds.csv

@@ -73,8 +73,6 @@ CASES = {
     "table, --csv full": ("analysis.table", ["{top}/fixed/run", "--csv", "/dev/full"], "No space left"),
     "table, --csv read-only": ("analysis.table", ["{top}/fixed/run", "--csv", "{top}/fixed/t"], "cannot be written"),
     "table, run closed": ("analysis.table", ["{top}/closed"], "cannot be read (Permission"),
-    "soak, --out read-only": ("analysis.soak", ["{top}/fixed/run", "--out", "{top}/fixed"], "Permission denied"),
-    "soak, run closed": ("analysis.soak", ["{top}/closed"], "cannot be read (Permission"),
 }
 
 
