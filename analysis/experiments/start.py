@@ -8,6 +8,7 @@ groups with signal (neither all right nor all wrong), and the share of their res
 
 from __future__ import annotations
 
+import pandas as pd
 import torch
 
 import dagrpo
@@ -53,9 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, form in progress((tasks.LEVELS | tasks.OOD_LEVELS).items(), desc="levels"):
         problems = tasks.arithmetic("train", args.per_level, seed=1, levels={name: form})
         rows[name] = describe(policy, problems, args.group_size, args.delta)
-    print(f"{'level':10s}" + "".join(f"{column:>10s}" for column in next(iter(rows.values()))))
-    for name, row in rows.items():
-        print(f"{name:10s}" + "".join(f"{'-':>10s}" if x is None else f"{x:10.2f}" for x in row.values()))
+    print(pd.DataFrame.from_dict(rows, orient="index").to_string(float_format="{:.2f}".format, na_rep="-"))
 
 
 if __name__ == "__main__":

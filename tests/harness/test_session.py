@@ -159,6 +159,18 @@ def test_bad_input_is_one_clear_line_and_overwrites_nothing(tiny_folder, tmp_pat
     assert not (tmp_path / "new" / "config.json").exists()
 
 
+@pytest.mark.parametrize("flag", ["--model", "--init-from", "--judge-model"])
+def test_a_damaged_model_is_named(tiny_folder, tmp_path, capsys, flag):
+    damaged = shutil.copytree(tiny_folder, tmp_path / "damaged")
+    (damaged / "model.safetensors").write_text("{")
+    begin = [] if flag != "--judge-model" else ["--model", str(tiny_folder), "--scorer", "local"]
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--method", "dagrpo", "--out", str(tmp_path / "run"), *begin, flag, str(damaged)])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+
+    assert stop.value.code == 2 and error.startswith(f"error: {damaged} cannot be loaded: ")
+
+
 def test_overwrite_replaces_a_run_and_touches_nothing_else(tiny_folder, tmp_path):
     out = tmp_path / "run"
     run(tiny_folder, out, steps=3)
