@@ -37,16 +37,13 @@ class Session:
     def __init__(self, config: Config) -> None:
         self.config, self.out = config, Path(config.out)
         self.stop: list[int] = []  # signals that ask the run to stop
-        self.around = ExitStack()
 
     def __enter__(self) -> Session:
         config = self.config
-        self.checkpoint = self.around.enter_context(runfolder.claim(self.out, config.resume, config.overwrite))
-        try:
+        with ExitStack() as around:  # left behind only if the folder is refused
+            self.checkpoint = around.enter_context(runfolder.claim(self.out, config.resume, config.overwrite))
             self.refuse_another_run(asdict(config))
-        except SystemExit:
-            self.around.close()
-            raise
+            self.around = around.pop_all()
         return self
 
     def refuse_another_run(self, about: dict[str, Any]) -> None:
