@@ -74,6 +74,8 @@ class Session:
         """Cuts a run that goes on back to its checkpoint; of a new one, writes config.json. No key is in it."""
         config, run = self.config, self.run
         if self.checkpoint:
+            if runfolder.changed(self.out, {"method": config.method, "experiment": run.experiment}):
+                fail(f"--resume: {self.out} holds a run of another experiment; go on with the command that began it")
             runfolder.cut_back(self.out, run.step)
             print(f"going on after step {run.step} of {config.steps}", file=sys.stderr)
             return
