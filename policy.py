@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as hf_logging
 
+from harness import loading
 from harness.console import fail, need
 
 hf_logging.disable_progress_bar()  # of loading and saving: they would break ours
@@ -59,12 +60,17 @@ class Policy:
         """The prompt's token ids: the chat template where the tokenizer has one, else the question as it stands."""
         if self.tokenizer.chat_template:
             chat = [{"role": "user", "content": question}]
-            return self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-        return self.tokenizer.encode(question, add_special_tokens=False)
+            template = self.tokenizer.apply_chat_template
+            return template(chat, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True)
+        return self.encode_text(question)
 
     def encode_response(self, text: str) -> list[int]:
         """A whole response's token ids, with the end token: stopping has to be trained too."""
-        return [*self.tokenizer.encode(text, add_special_tokens=False), self.eos_id]
+        return [*self.encode_text(text), self.eos_id]
+
+    def encode_text(self, text: str) -> list[int]:
+        """Text as data: a control token that is written out in it, like <|im_end|>, is not one."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
 def transformer(model: PreTrainedModel) -> PreTrainedModel:
@@ -94,9 +100,11 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, trust: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of what `load_policy` would load, for what can be checked before a model is there."""
-    return AutoTokenizer.from_pretrained(resolve_model(name))
+    where = resolve_model(name)
+    with loading.loading(where):
+        return loading.load_tokenizer(where, trust)
 
 
 @dataclass(frozen=True)
@@ -126,32 +134,38 @@ def load_policy(
     adapter: Path | None = None,
     checkpointing: bool = False,
     bf16: bool = False,
+    trust: bool = False,
 ) -> Policy:
-    """The policy `name`: a hub id, a model folder or a run folder of train.py.
+    """The policy `name`: a hub id, a model folder or a run folder of train.py. Ends the program if it is of no use.
 
     `lora_rank` adds a fresh LoRA, or `adapter`, a saved one that goes on being trained. `checkpointing` recomputes
-    activations in the backward pass instead of keeping them. `bf16` is about a CPU's products, see `placement`. The
-    model stays in eval mode: dropout would make the distribution that is trained another one than that which was
-    sampled.
+    activations in the backward pass instead of keeping them. `bf16` is about a CPU's products, see `placement`. `trust`
+    runs code that comes with the model. The model stays in eval mode: dropout would make the distribution that is
+    trained another one than that which was sampled.
     """
     where = resolve_model(name)
     place = placement(torch.cuda.is_available(), lora=bool(lora_rank), bf16=bf16)
-    if (Path(where) / "adapter_config.json").exists():  # what LoRA has learned becomes part of the weights
-        peft = need("peft", "a model with LoRA")
-        base = peft.PeftConfig.from_pretrained(where).base_model_name_or_path
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=place.weights)
-        model = peft.PeftModel.from_pretrained(model, where).merge_and_unload().requires_grad_(True)
-        model.name_or_path = base
-    else:
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=place.weights)
-    if lora_rank:
-        model = add_lora(model, lora_rank, adapter)
+    with loading.loading(where):
+        tokenizer = loading.load_tokenizer(where, trust)
+        if (Path(where) / "adapter_config.json").exists():  # what LoRA has learned becomes part of the weights
+            peft = need("peft", "a model with LoRA")
+            base = peft.PeftConfig.from_pretrained(where).base_model_name_or_path
+            model = loading.load_model(base, place.weights, trust)
+            model = peft.PeftModel.from_pretrained(model, where).merge_and_unload().requires_grad_(True)
+            model.name_or_path = base
+        else:
+            model = loading.load_model(where, place.weights, trust)
+        if lora_rank:
+            model = add_lora(model, lora_rank, adapter)
+        policy = Policy(model.to(place.device), tokenizer, place.autocast, checkpointing)
+        if why := loading.fault(policy):
+            raise ValueError(why)
     if checkpointing:
         model.activation_checkpointing_enable()
         for module in model.modules():  # transformers checkpoints in training mode alone. The layer's own flag is not
             if isinstance(module, GradientCheckpointingLayer):  # read by the dropout inside it, which stays off
                 module.training = True
-    return Policy(model.to(place.device), load_tokenizer(where), place.autocast, checkpointing)
+    return policy
 
 
 def add_lora(model: PreTrainedModel, rank: int, adapter: Path | None) -> PreTrainedModel:

@@ -31,7 +31,6 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from safetensors import SafetensorError
 
 import anchors
 import dagrpo
@@ -81,9 +80,8 @@ def main(
     """The command line. An experiment may hand in `change`, see Run, and `demonstrate`, see prepare.load_task."""
     config = parse(sys.argv[1:] if argv is None else argv, __doc__)
     with Session(config) as session:
-        task = load_task(config, demonstrate)
-        where = session.checkpoint or config.init_from or config.model or "the warm start"
-        with one_line(f"{where} cannot be loaded", OSError, ValueError, SafetensorError):
+        with one_line("the problems or the model cannot be loaded", OSError, ValueError):
+            task = load_task(config, demonstrate)
             run = start(config, task.scorer, session.checkpoint)
         run.change, task = change, fitting(run.policy, task, config)
         run.experiment = ", ".join(given.__name__ for given in (change, demonstrate) if given)
@@ -240,7 +238,7 @@ def start(config: Config, scorer: Scorer = scoring.rule_scores, checkpoint: Path
     """The policy (of the checkpoint, if there is one), its optimiser and, for a KL term, the reference."""
     begin, model = find_start(config.init_from or config.model), checkpoint and checkpoint / "model"
     torch.manual_seed(config.seed)
-    how = {"checkpointing": config.gradient_checkpointing, "bf16": config.bf16}
+    how = {"checkpointing": config.gradient_checkpointing, "bf16": config.bf16, "trust": config.trust_remote_code}
     if config.lora_rank:
         policy = load_policy(begin, config.lora_rank, adapter=model, **how)
     else:
@@ -251,10 +249,9 @@ def start(config: Config, scorer: Scorer = scoring.rule_scores, checkpoint: Path
     if not config.plain:
         fast.keep_freed_memory()
     if config.kl_beta and not config.lora_rank:
-        run.reference = load_policy(begin, bf16=config.bf16)
+        run.reference = load_policy(begin, bf16=config.bf16, trust=config.trust_remote_code)
     if checkpoint:
-        trainer = runfolder.load_trainer(checkpoint)
-        optimizer.load_state_dict(trainer["optimizer"])
+        trainer = runfolder.load_trainer(checkpoint, optimizer)
         run.step, run.start_entropy = trainer["step"], trainer["start_entropy"]
     return run
 

@@ -8,16 +8,15 @@ Each class here is a group of flags in --help; `Config` is all of them. transfor
 
 from __future__ import annotations
 
-import math
 import shlex
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from transformers import HfArgumentParser
 
 import dagrpo
 import tasks
-from dagrpo import Recipe
+from dagrpo import INF, Recipe
 from harness.console import Parser, fail
 from maths.data import INSTRUCTION
 
@@ -76,6 +75,7 @@ class Start:
     model: str | None = flag(None, "a causal LM; without it the built-in warm start", "ID_OR_DIR")
     init_from: str | None = flag(None, "a run folder or model folder to start from (sft, then grpo)", "DIR")
     lora_rank: int = flag(0, "train a LoRA; 0: all weights", "R")
+    trust_remote_code: bool = flag(False, "run Python files that come with a model; never done without it")
 
 
 @dataclass(frozen=True)
@@ -218,24 +218,40 @@ def parse(argv: list[str], about: str | None = None) -> Config:
     return config
 
 
-LEAST = {
-    "steps": 1, "batch_prompts": 1, "max_new_tokens": 1, "updates_per_batch": 1, "save_every": 1, "keep": 1,
-    "log_rollouts_every": 1, "show_every": 0, "micro_batch_tokens": 1, "delta": 0, "kl_beta": 0, "overlong_buffer": 0,
-    "lora_rank": 0, "judge_concurrency": 1, "data_limit": 1, "group_size": 2,
-}  # fmt: skip
-POSITIVE = ("lr", "temperature", "max_grad_norm")
+LEAST = dict.fromkeys(("lr", "temperature", "max_grad_norm"), 1e-30)  # above 0, in fp32 too. 0 for others
+LEAST |= dict.fromkeys(("steps", "batch_prompts", "max_new_tokens", "updates_per_batch", "save_every", "keep"), 1)
+LEAST |= dict.fromkeys(("log_rollouts_every", "micro_batch_tokens", "judge_concurrency", "data_limit"), 1)
+LEAST |= dict.fromkeys(("per_level", "limit", "batch", "per_device_rows"), 1) | {"group_size": 2}
+MOST = {"lora_rank": 2**12, "judge_concurrency": 2**10, "k": 2**16}  # 2**31 - 1 for what is not here
+MOST_TOKENS = 2**27  # of responses, in memory at a time: 16 times the paper's, or 2 GB for their ids and log-probs
+
+
+def check_numbers(settings: Any) -> None:
+    """One clear line for a number in this dataclass that cannot work: every numeric setting goes through here."""
+    for name, value in vars(settings).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        shown, least, most = f"--{name.replace('_', '-')}", LEAST.get(name, 0), MOST.get(name, 2**31 - 1)
+        if value in (INF, -INF) or value != value:
+            fail(f"{shown} must be a finite number, not {value}")
+        if value < least:
+            why = ": a group needs something to compare with" if name == "group_size" else ""
+            fail(f"{shown} must be {'above 0' if 0 < least < 1 else f'at least {least}'}, not {value}{why}")
+        if value > most:
+            fail(f"{shown} must be at most {most}, not {value}")
+
+
+def check_memory(rows: int, tokens: int, flags: str) -> None:
+    """One clear line for `rows` responses of `tokens` tokens that the system would end the program for."""
+    if rows * tokens > MOST_TOKENS:
+        fail(f"{flags}: {rows:,} responses of {tokens:,} tokens at a time fit into no memory")
 
 
 def check(config: Config) -> None:
     """One clear line for a value that cannot work, before anything is written."""
-    for name, value in asdict(config).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            fail(f"--{name.replace('_', '-')} must be a finite number, not {value}")
-        if value is not None and name in LEAST and not value >= LEAST[name]:
-            why = ": a group needs something to compare with" if name == "group_size" else ""
-            fail(f"--{name.replace('_', '-')} must be at least {LEAST[name]}, not {value}{why}")
-        if name in POSITIVE and not value > 0:
-            fail(f"--{name.replace('_', '-')} must be above 0, not {value}")
+    check_numbers(config)
+    rows = config.batch_prompts * (config.group_size if config.recipe.rollouts else 1)
+    check_memory(rows, config.max_new_tokens, "--batch-prompts, --group-size, --max-new-tokens")
     if config.batch_prompts % config.updates_per_batch:
         prompts, updates = config.batch_prompts, config.updates_per_batch
         fail(f"--batch-prompts {prompts} cannot be split into --updates-per-batch {updates}")

@@ -20,8 +20,9 @@ def fail(message: str) -> NoReturn:
 
 
 def first_line(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    text = (getattr(error, "strerror", None) or str(error)).strip()
+    kind = "" if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: "
+    return f"{kind}{text.splitlines()[0]}" if text else type(error).__name__
 
 
 @contextmanager

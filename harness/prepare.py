@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cache
 from itertools import compress
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 import tasks
 from anchors import Anchor, prepare_anchors
 from harness.config import Config
-from harness.console import fail, one_line
+from harness.console import fail
 from harness.warm_start import find_start, find_tokenizer
 from judges.http import Endpoint, http_judge
 from judges.local import local_judge
@@ -41,6 +41,12 @@ class Task:
         """The problems of step number `step` (from 0), with their anchors."""
         chosen = pick(len(self.problems), step, config.batch_prompts, config.seed)
         return [self.problems[i] for i in chosen], [self.anchors[i] for i in chosen]
+
+    @property
+    def identity(self) -> str:
+        """Tells tasks apart: a hash of every problem and every demonstration that takes part, in their order."""
+        everything = [[*astuple(p), a.text if a else None] for p, a in zip(self.problems, self.anchors, strict=True)]
+        return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:16]
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -73,9 +79,7 @@ def load_task(config: Config, demonstrate: Callable[[list[Problem]], list[Proble
     An experiment may hand in `demonstrate`, which gives the problems other demonstrations, and wrong ones too; the
     scorer's reference stays.
     """
-    begin = config.init_from or config.model
-    with one_line(f"the tokenizer of {begin} cannot be loaded", OSError, ValueError):
-        tokenizer = Policy(None, find_tokenizer(begin))
+    tokenizer = Policy(None, find_tokenizer(config.init_from or config.model, config.trust_remote_code))
     problems = load_problems(config)
     anchors, fates = [None] * len(problems), Counter()
     if config.recipe.anchors:
@@ -138,8 +142,8 @@ def make_scorer(config: Config) -> tuple[Scorer, Counters | None]:
         return rule_scores, None
     counters = Counters()
     if config.scorer == "local":
-        with one_line(f"--judge-model {config.judge_model} cannot be loaded", OSError, ValueError, SafetensorError):
-            return local_judge(load_policy(find_start(config.judge_model)), counters), counters
+        judge = load_policy(find_start(config.judge_model), trust=config.trust_remote_code)
+        return local_judge(judge, counters), counters
     cache = Path(config.judge_cache or Path(config.out) / "judge.jsonl")
     endpoint = Endpoint(config.judge_url, config.judge_name, cache, concurrency=config.judge_concurrency)
     return http_judge(endpoint, counters), counters

@@ -5,32 +5,39 @@
     rollouts.jsonl   a line a group: question, responses, tokens, log-probs, R, S, A, keep, is_anchor
     nonfinite.jsonl  the groups of steps with a gradient that was not finite, to look into; only if there are any
     judge.jsonl      a judge's scores by content, so that nothing is paid for twice; only with --scorer judge
-    checkpoint/      the latest: model/ (loads with from_pretrained) and trainer.pt (optimiser, step, random states);
-                     earlier ones as checkpoint-STEP/, with --keep
+    checkpoint/      the latest: model/ (loads with from_pretrained), trainer.pt (optimiser, step, random states) and
+                     config.json, whose run it is; earlier ones as checkpoint-STEP/, with --keep
 
-A checkpoint is written aside and renamed, so a killed run leaves the one before it intact. On resume, metrics.csv and
-rollouts.jsonl are cut back to the checkpoint's step: nothing is missing, and nothing is there twice.
+A checkpoint is written aside, brought to the disk and renamed, so neither a killed run nor a power cut harms the one
+before it. On resume, metrics.csv and rollouts.jsonl are cut back to the checkpoint's step: nothing is missing, and
+nothing is there twice. What is read back is checked first (docs/promises.md).
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields
+from operator import index
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import IO, Any
 
 import torch
 import transformers
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+from torch import Tensor
+from torch.optim import Optimizer
 
+from harness.config import Config
 from harness.console import fail, first_line, one_line
+from harness.loading import fault
 from policy import Policy, save_policy
 
 FILES = ("config.json", "metrics.csv", "rollouts.jsonl", "nonfinite.jsonl")
@@ -75,11 +82,29 @@ def claim(out: Path, resume: bool, overwrite: bool) -> Iterator[Path | None]:
 
 @contextmanager
 def aside(path: Path) -> Iterator[IO[str]]:
-    """A text file that takes the place of `path` once it is whole: a kill leaves what was there before."""
+    """A text file that takes the place of `path` once it is whole: a kill or an error leaves what was there before."""
     partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        yield file
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        sync(partial)
+        partial.replace(path)
+        sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync(*paths: Path) -> None:
+    """Waits until these files and folders are on the disk: what is renamed before that may be empty after a power cut.
+
+    A folder's part of it are the names that it holds.
+    """
+    for path in paths:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def write_config(out: Path, about: dict[str, Any]) -> None:
@@ -100,15 +125,24 @@ def clear(out: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def changed(out: Path, flags: dict[str, Any]) -> list[str]:
-    """Which flags have another value than in the run that is to go on, apart from FREE: `--lr was 0.0001, is 0.001`."""
+def changed(folder: Path, about: dict[str, Any]) -> list[str]:
+    """What has another value in the folder's config.json than in `about`, FREE apart: `--lr was 0.0001, is 0.001`.
+
+    The folder is a run's or a checkpoint's, which may have come from another run. A flag that is not in the file, as it
+    is younger, had its default.
+    """
+    path = folder / "config.json"
     try:
-        before = json.loads((out / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        fail(f"{out / 'config.json'} cannot be read: without it nobody can tell whether this is the same run")
-    known = {name: json.loads(json.dumps(value)) for name, value in flags.items() if name not in FREE | {"method"}}
-    differ = [name for name, value in (known | {"method": flags["method"]}).items() if before.get(name, value) != value]
-    return [f"--{name.replace('_', '-')} was {before[name]}, is {flags[name]}" for name in differ]
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        fail(f"{path} cannot be read, or holds no settings: without it nobody can tell whether this is the same run")
+    flags = {setting.name: setting.default for setting in fields(Config)}
+    now = {name: json.loads(json.dumps(value)) for name, value in about.items() if name not in FREE}
+    return [
+        f"{'--' if name in flags else ''}{name.replace('_', '-')} was {before.get(name)}, is {value}"
+        for name, value in now.items()
+        if before.get(name, flags.get(name)) != value
+    ]
 
 
 def kept(out: Path) -> list[Path]:
@@ -128,19 +162,24 @@ def find_checkpoint(out: Path) -> Path | None:
     return latest if latest.exists() else None
 
 
-def save_checkpoint(out: Path, policy: Policy, trainer: dict[str, Any], keep: int = 1) -> None:
+def save_checkpoint(out: Path, policy: Policy, optimizer: Optimizer, trainer: dict[str, Any], keep: int = 1) -> None:
     """Writes `checkpoint/`. At every moment of it, one complete checkpoint is there for find_checkpoint.
 
     `keep` counts the latest; only when the new one is complete are older ones removed. Raises OSError if it cannot be
-    written (a full disk): then the one before is still in its place.
+    written (a full disk), FloatingPointError if it would be of no use: then the one before is still in its place.
     """
+    if why := fault(policy, optimizer):
+        raise FloatingPointError(f"after step {trainer['step']}, {why}: nothing is saved")
     partial, new, old, latest = (out / f"checkpoint{end}" for end in (".partial", ".new", ".old", ""))
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
         save_policy(policy, partial / "model")
-        torch.save({**trainer, "random": random_state()}, partial / "trainer.pt")
+        trainer = {**trainer, "optimizer": optimizer.state_dict(), "random": random_state()}
+        torch.save(trainer, partial / "trainer.pt")
         (partial / "step").write_text(str(trainer["step"]))
+        shutil.copy(out / "config.json", partial)
+        sync(*partial.rglob("*"), partial, *(out / name for name in FILES if (out / name).exists()))
     except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors have their own names for it
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
@@ -152,6 +191,7 @@ def save_checkpoint(out: Path, policy: Policy, trainer: dict[str, Any], keep: in
     if latest.exists():
         latest.rename(old)
     new.rename(latest)
+    sync(out)
     if keep > 1 and old.exists():
         old.rename(out / f"checkpoint-{(old / 'step').read_text()}")
     shutil.rmtree(old, ignore_errors=True)
@@ -159,13 +199,33 @@ def save_checkpoint(out: Path, policy: Policy, trainer: dict[str, Any], keep: in
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def load_trainer(checkpoint: Path) -> dict[str, Any]:
-    """What save_checkpoint was given; sets the random states. Tensors and plain values only, no pickled code."""
-    path = checkpoint / "trainer.pt"
-    with one_line(f"{path} cannot be read", OSError, RuntimeError, EOFError, UnpicklingError):
-        trainer = torch.load(path, weights_only=True)
-    set_random_state(trainer["random"])
+def load_trainer(checkpoint: Path, optimizer: Optimizer) -> dict[str, Any]:
+    """What save_checkpoint was given; sets the optimiser's state, at its own rate, and the random states.
+
+    Tensors and plain values only, no pickled code. The state is compared with the parameters: AdamW's fused kernel
+    would read beyond the end of a tensor that is too small.
+    """
+    path, parameters = checkpoint / "trainer.pt", optimizer.param_groups[0]["params"]
+    with one_line(f"{path} cannot be read, or is of another run", Exception):  # a damaged file fails in any way
+        trainer = torch.load(path, weights_only=True, map_location="cpu")
+        state, entropy = trainer["optimizer"]["state"], trainer["start_entropy"]
+        if type(trainer["step"]) is not int or str(trainer["step"]) != (checkpoint / "step").read_text():
+            raise ValueError(f"it is of step {trainer['step']}, which the file `step` denies")
+        if not (entropy is None or (isinstance(entropy, float) and math.isfinite(entropy))):
+            raise ValueError(f"its start_entropy is {entropy}")
+        fresh = [{"step": torch.tensor(0.0), "exp_avg": p, "exp_avg_sq": p} for p in parameters]
+        if state and {i: _looks(x) for i, x in state.items()} != {i: _looks(x) for i, x in enumerate(fresh)}:
+            raise ValueError("its optimiser has parameters of other names, shapes or dtypes")
+        for name, x in (item for values in state.values() for item in values.items()):
+            if not x.isfinite().all() or (name != "exp_avg" and (x < 0).any()):
+                raise ValueError(f"{name} of the optimiser holds what AdamW never writes")
+        set_random_state(trainer["random"])
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return trainer
+
+
+def _looks(values: dict[str, Tensor]) -> dict[str, Any]:
+    return {name: (x.shape, x.dtype, x.stride()) for name, x in values.items()}
 
 
 def random_state() -> dict[str, Any]:
@@ -191,7 +251,7 @@ def cut_back(out: Path, step: int) -> None:
         return int(line.split(",", 1)[0])
 
     def jsonl_step(line: str) -> int:
-        return json.loads(line)["step"]
+        return index(json.loads(line)["step"])
 
     _keep_lines(out / "metrics.csv", step, csv_step, header=True)
     _keep_lines(out / "rollouts.jsonl", step, jsonl_step, header=False)
@@ -199,18 +259,22 @@ def cut_back(out: Path, step: int) -> None:
 
 
 def _keep_lines(path: Path, step: int, step_of: Callable[[str], int], header: bool) -> None:
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as lines, aside(path) as kept:
-        if header:
-            kept.write(lines.readline())
-        for line in lines:
-            try:
-                if not line.endswith("\n") or step_of(line) > step:
+    """A last line without an end is one that a kill has cut. Any other that cannot be read ends the program."""
+    steps: list[int] = []
+    try:
+        with path.open(encoding="utf-8") if path.exists() else nullcontext(()) as lines, aside(path) as kept:
+            for number, line in enumerate(lines):
+                if header and not number:
+                    kept.write(line)
+                elif not line.endswith("\n") or step_of(line) > step:
                     break
-            except ValueError:  # a line that the kill has cut
-                break
-            kept.write(line)
+                else:
+                    steps.append(step_of(line))
+                    kept.write(line)
+            if steps != (list(range(1, step + 1)) if header else sorted(steps)):
+                raise ValueError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        fail(f"{path} is damaged behind line {len(steps) + header}, or lacks a step: --overwrite begins the run again")
 
 
 def usage() -> dict[str, float]:

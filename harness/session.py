@@ -42,13 +42,21 @@ class Session:
     def __enter__(self) -> Session:
         config = self.config
         self.checkpoint = self.around.enter_context(runfolder.claim(self.out, config.resume, config.overwrite))
-        if self.checkpoint and (differ := runfolder.changed(self.out, asdict(config))):
+        try:
+            self.refuse_another_run(asdict(config))
+        except SystemExit:
             self.around.close()
-            fail(
-                f"--resume: this would be another run: {'; '.join(differ)}. Take the same flags, or start a new run "
-                f"from this one's weights: --init-from {self.out}"
-            )
+            raise
         return self
+
+    def refuse_another_run(self, about: dict[str, Any]) -> None:
+        """Going on means the same run: ends the program if its folder or its checkpoint is of another one."""
+        for folder in (self.out, self.checkpoint) if self.checkpoint else ():
+            if differ := runfolder.changed(folder, about):
+                fail(
+                    f"--resume: this would be another run than that of {folder}: {'; '.join(differ)}. Take the same "
+                    f"flags and data, or start a new run from this one's weights: --init-from {self.out}"
+                )
 
     def steps(self, run: Any, task: Task) -> Iterator[int]:
         """The numbers of the steps that `run`, a train.Run, has to take, from 0; begins the folder, shows progress."""
@@ -72,7 +80,10 @@ class Session:
 
     def begin_folder(self) -> None:
         """Cuts a run that goes on back to its checkpoint; of a new one, writes config.json. No key is in it."""
-        config, run = self.config, self.run
+        config, run, task = self.config, self.run, self.task
+        about = asdict(config) | {"recipe": asdict(run.recipe), "experiment": run.experiment}
+        about |= {"anchors": task.fates, "problems": len(task.problems), "content": task.identity}
+        self.refuse_another_run(about)
         if self.checkpoint:
             if runfolder.changed(self.out, {"method": config.method, "experiment": run.experiment}):
                 fail(f"--resume: {self.out} holds a run of another experiment; go on with the command that began it")
@@ -82,8 +93,6 @@ class Session:
         if config.resume:
             print(f"{self.out} holds no checkpoint: starting from the beginning", file=sys.stderr)
         runfolder.clear(self.out)
-        about = asdict(config) | {"recipe": asdict(run.recipe), "experiment": run.experiment}
-        about |= {"anchors": self.task.fates, "problems": len(self.task.problems)}
         runfolder.write_config(self.out, about)
 
     def record(self, groups: Groups, figures: dict[str, Any]) -> None:
@@ -122,8 +131,8 @@ class Session:
 
     def save(self) -> None:
         run = self.run
-        trainer = {"step": run.step, "optimizer": run.optimizer.state_dict(), "start_entropy": run.start_entropy}
-        runfolder.save_checkpoint(self.out, run.policy, trainer, self.config.keep)
+        trainer = {"step": run.step, "start_entropy": run.start_entropy}
+        runfolder.save_checkpoint(self.out, run.policy, run.optimizer, trainer, self.config.keep)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """Errors that a user can do something about become one line; others go on their way."""
@@ -132,16 +141,18 @@ class Session:
                 if isinstance(error, JudgeDown) and hasattr(self, "before"):
                     runfolder.set_random_state(self.before)  # on resume the step is taken again, as it would have been
                     self.save()
-                self.around.close()
-                fail(f"{error}. {self.how_to_go_on()}")
+                fail(f"{error}. {self.how_to_go_on(again=isinstance(error, JudgeDown))}")
             if isinstance(error, OSError) and hasattr(self, "run"):
-                self.around.close()
                 fail(f"--out {self.out}: {first_line(error)}. Make room, or allow writing. {self.how_to_go_on()}")
         finally:
             self.around.close()
 
-    def how_to_go_on(self) -> str:
+    def how_to_go_on(self, again: bool = True) -> str:
+        """`again`: the same step may succeed the next time. Called while the folder is still ours."""
         folder = runfolder.find_checkpoint(self.out)
         if folder is None:
             return "There is no checkpoint yet"
-        return f"The checkpoint is of step {(folder / 'step').read_text()}: add --resume to the same command to go on"
+        good = f"The checkpoint is of step {(folder / 'step').read_text()}"
+        if again:
+            return f"{good}: add --resume to the same command to go on"
+        return f"{good}, and good: a new run with a lower --lr can start from it, with --init-from {self.out}"

@@ -193,6 +193,6 @@ def find_start(name: str | None) -> str:
     return warm_start() if name in (None, "warm_start") else resolve_model(name)
 
 
-def find_tokenizer(name: str | None) -> PreTrainedTokenizerBase:
+def find_tokenizer(name: str | None, trust: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of `find_start(name)`; does not train a warm start."""
-    return build_tokenizer() if name in (None, "warm_start") else load_tokenizer(name)
+    return build_tokenizer() if name in (None, "warm_start") else load_tokenizer(name, trust)

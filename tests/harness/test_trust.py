@@ -32,7 +32,8 @@ def ends_in_one_line(capsys, function, *args):
 
 def test_pickled_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
     torch.save({"step": 1, "random": Evil(tmp_path / "ran")}, tmp_path / "trainer.pt")
-    assert "trainer.pt cannot be read" in ends_in_one_line(capsys, runfolder.load_trainer, tmp_path)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+    assert "trainer.pt cannot be read" in ends_in_one_line(capsys, runfolder.load_trainer, tmp_path, optimizer)
     assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "trainer.pt", weights_only=False)
     assert (tmp_path / "ran").exists(), "it would have been"

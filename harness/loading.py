@@ -1,0 +1,89 @@
+"""What is read from a model folder is checked here: it may be damaged, crafted, or no model for this program.
+
+Code that comes with a model is not run unless --trust-remote-code asks for it: transformers would ask on the terminal,
+where `yes |` may be waiting. Whatever else is wrong ends the program with one line.
+"""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from harness.console import one_line
+
+if TYPE_CHECKING:
+    from policy import Policy
+
+hf_logging.set_verbosity(hf_logging.CRITICAL)  # its reports on weights have many lines; ours say it in one
+MOST_LAYERS = 1000  # layers are built before their weights are looked for: a billion of them are a hang
+TEMPLATE_SECONDS = 10  # a chat template is a program, and may not end
+PROBE = "1+1="
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Around all that reads the model `name`. One line for whatever comes out: no two damaged folders fail alike."""
+    where = "" if Path(name).exists() else " (no such folder here, so looked up on the hub)"
+    with one_line(f"{name} cannot be loaded{where}", Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", "Found missing adapter keys")  # peft would go on with random ones
+        yield
+
+
+def load_model(name: str, dtype: torch.dtype, trust: bool) -> PreTrainedModel:
+    """The causal LM of this folder or hub id, every weight of it from there."""
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust)
+    if getattr(config.get_text_config(), "num_hidden_layers", 0) > MOST_LAYERS:
+        raise ValueError(f"its config.json asks for over {MOST_LAYERS} layers")
+    if "/" in str(config._attn_implementation) and not trust:
+        raise ValueError(f"its config.json asks for code from the hub, {config._attn_implementation}")
+    load = AutoModelForCausalLM.from_pretrained
+    model, info = load(name, dtype=dtype, trust_remote_code=trust, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"{len(missing)} of its tensors are missing, {missing[0]} is the first")
+    return model
+
+
+def load_tokenizer(name: str, trust: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of this folder or hub id, with an end token, and a chat template that works or none."""
+
+    def late(*_: object) -> NoReturn:
+        raise TimeoutError(f"its chat template takes over {TEMPLATE_SECONDS} s")
+
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
+    if tokenizer.eos_token_id is None:
+        raise ValueError("its tokenizer has no end token")
+    if tokenizer.chat_template:
+        before = signal.signal(signal.SIGALRM, late)
+        signal.alarm(TEMPLATE_SECONDS)
+        try:
+            tokenizer.apply_chat_template([{"role": "user", "content": PROBE}], add_generation_prompt=True)
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
+    return tokenizer
+
+
+@torch.no_grad()
+def fault(policy: Policy, optimizer: torch.optim.Optimizer | None = None) -> str | None:
+    """Why this policy is of no use, or None. Asked of what is loaded, and before it is saved over a good checkpoint."""
+    size = policy.model.get_input_embeddings().weight.shape[0]
+    if max(policy.eos_id, policy.pad_id, policy.tokenizer.vocab_size - 1) >= size:
+        return f"its tokenizer has tokens that the model, which has {size}, does not know"
+    states = optimizer.state.values() if optimizer else ()
+    named = [*policy.model.named_parameters(), *(item for state in states for item in state.items())]
+    for name, value in named:
+        if not value.isfinite().all():
+            return f"{name} is not finite"
+    ids = torch.tensor([policy.encode_prompt(PROBE)], device=policy.device)  # (1, P)
+    with policy.autocast():
+        logits = policy.model(input_ids=ids, use_cache=False).logits  # (1, P, V)
+    return None if logits.isfinite().all() else "its logits are not finite"
