@@ -19,6 +19,7 @@ import dagrpo
 import tasks
 from dagrpo import Recipe
 from harness.console import Parser, fail
+from judges.endpoint import LONG, SHORT
 from maths.data import INSTRUCTION
 
 PRESETS = {
@@ -123,6 +124,11 @@ class Mask:
     judge_name: str | None = flag(None, "the endpoint's name of the model", "NAME")
     judge_model: str | None = flag(None, "of --scorer local", "ID_OR_DIR")
     judge_concurrency: int = flag(16, "requests at a time", "N")
+    judge_timeout: float = flag(120.0, "seconds for a request and its whole reply", "X")
+    judge_tokens: int | None = flag(None, f"longest reply [{SHORT}, or {LONG} for a model that thinks first]", "N")
+    judge_json: Literal["auto", "json_schema", "json_object", "none"] = flag(
+        "auto", "how JSON is asked for; auto: the first way that works"
+    )
     judge_cache: str | None = flag(None, "scores by content; runs may share it [OUT/judge.jsonl]", "FILE")
     delta: float = flag(3.0, "0 masks only what is on the wrong side", "D")
 
@@ -221,9 +227,9 @@ def parse(argv: list[str], about: str | None = None) -> Config:
 LEAST = {
     "steps": 1, "batch_prompts": 1, "max_new_tokens": 1, "updates_per_batch": 1, "save_every": 1, "keep": 1,
     "log_rollouts_every": 1, "show_every": 0, "micro_batch_tokens": 1, "delta": 0, "kl_beta": 0, "overlong_buffer": 0,
-    "lora_rank": 0, "judge_concurrency": 1, "data_limit": 1, "group_size": 2,
+    "lora_rank": 0, "judge_concurrency": 1, "judge_tokens": 1, "data_limit": 1, "group_size": 2,
 }  # fmt: skip
-POSITIVE = ("lr", "temperature", "max_grad_norm")
+POSITIVE = ("lr", "temperature", "max_grad_norm", "judge_timeout")
 
 
 def check(config: Config) -> None:

@@ -32,7 +32,8 @@ import scoring
 import tasks
 from analysis.experiments.controls import CARRIED, DROPPED, SWAPPED, WRONG, corrupt
 from harness.console import Parser, fail, progress
-from judges.http import Endpoint, http_judge
+from judges.endpoint import Endpoint
+from judges.http import http_judge
 from judges.local import local_judge
 from judges.prompt import Counters, JudgeDown
 from policy import load_policy
