@@ -66,6 +66,7 @@ class Run:
     path: ModuleType = fast  # or rollout: the plain one
     change: Change | None = None  # what an experiment does to a step's groups
     experiment: str = ""  # its name, for config.json
+    score_all: bool = False  # a judge is asked for every S, because `change` reads them all
     reference: Policy | None = None  # the starting policy, if there is a KL term
     step: int = 0  # finished steps
     not_finite: int = 0  # updates in a row that were skipped for their gradient
@@ -76,14 +77,15 @@ def main(
     argv: list[str] | None = None,
     change: Change | None = None,
     demonstrate: Callable[[list[Problem]], list[Problem]] | None = None,
+    score_all: bool = False,
 ) -> None:
-    """The command line. An experiment may hand in `change`, see Run, and `demonstrate`, see prepare.load_task."""
+    """The command line. An experiment may hand in `change` and `score_all`, see Run, and `demonstrate`, see load_task."""
     config = parse(sys.argv[1:] if argv is None else argv, __doc__)
     with Session(config) as session:
         with one_line("the problems or the model cannot be loaded", OSError, ValueError):
-            task = load_task(config, demonstrate)
+            task = load_task(config, demonstrate, score_all)
             run = start(config, task.scorer, session.checkpoint)
-        run.change, task = change, fitting(run.policy, task, config)
+        run.change, run.score_all, task = change, score_all, fitting(run.policy, task, config)
         run.experiment = ", ".join(given.__name__ for given in (change, demonstrate) if given)
         for step in session.steps(run, task):
             groups = collect(run, *task.batch(config, step))
@@ -108,7 +110,8 @@ def collect(run: Run, problems: list[Problem], demonstrations: list[Anchor | Non
     R = scoring.rewards(rollouts)  # (B, G)
     shaped = R + scoring.overlong_penalty(rollouts, config.max_new_tokens, config.overlong_buffer)  # 0 unless asked for
     A = dagrpo.group_advantages(shaped, recipe.scale, recipe.baseline)  # (B, G)  Eq. 1, 12
-    asked = None if run.scorer is scoring.rule_scores else A != 0  # a judge costs: only where its answer is read
+    everywhere = run.score_all or run.scorer is scoring.rule_scores
+    asked = None if everywhere else A != 0  # a judge costs: only where its answer is read
     S = scoring.scores(rollouts, run.scorer, asked)  # (B, G)  Eq. 7
     distinct = dagrpo.rectification_mask(A, S, config.delta)  # (B, G)  Eq. 8-9
     keep = distinct if recipe.rectify else torch.ones_like(distinct)

@@ -18,6 +18,7 @@ import dagrpo
 import tasks
 from dagrpo import INF, Recipe
 from harness.console import Parser, fail
+from judges.endpoint import LONG, SHORT
 from maths.data import INSTRUCTION
 
 PRESETS = {
@@ -123,6 +124,11 @@ class Mask:
     judge_name: str | None = flag(None, "the endpoint's name of the model", "NAME")
     judge_model: str | None = flag(None, "of --scorer local", "ID_OR_DIR")
     judge_concurrency: int = flag(16, "requests at a time", "N")
+    judge_timeout: float = flag(120.0, "seconds for a request and its whole reply", "X")
+    judge_tokens: int | None = flag(None, f"longest reply [{SHORT}, or {LONG} for a model that thinks first]", "N")
+    judge_json: Literal["auto", "json_schema", "json_object", "none"] = flag(
+        "auto", "how JSON is asked for; auto: the first way that works"
+    )
     judge_cache: str | None = flag(None, "scores by content; runs may share it [OUT/judge.jsonl]", "FILE")
     delta: float = flag(3.0, "0 masks only what is on the wrong side", "D")
 
@@ -218,9 +224,12 @@ def parse(argv: list[str], about: str | None = None) -> Config:
     return config
 
 
-LEAST = dict.fromkeys(("lr", "temperature", "max_grad_norm"), 1e-30)  # above 0, in fp32 too. 0 for others
+LEAST = dict.fromkeys(
+    ("lr", "temperature", "max_grad_norm", "judge_timeout"), 1e-30
+)  # above 0, in fp32 too. 0 for others
 LEAST |= dict.fromkeys(("steps", "batch_prompts", "max_new_tokens", "updates_per_batch", "save_every", "keep"), 1)
-LEAST |= dict.fromkeys(("log_rollouts_every", "micro_batch_tokens", "judge_concurrency", "data_limit"), 1)
+LEAST |= dict.fromkeys(("log_rollouts_every", "micro_batch_tokens", "judge_concurrency", "judge_tokens"), 1)
+LEAST |= {"data_limit": 1}
 LEAST |= dict.fromkeys(("per_level", "limit", "batch", "per_device_rows"), 1) | {"group_size": 2}
 MOST = {"lora_rank": 2**12, "judge_concurrency": 2**10, "k": 2**16}  # 2**31 - 1 for what is not here
 MOST_TOKENS = 2**27  # of responses, in memory at a time: 16 times the paper's, or 2 GB for their ids and log-probs

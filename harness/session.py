@@ -102,7 +102,8 @@ class Session:
         seconds = {"rollout_seconds": time.perf_counter() - self.began - figures["train_seconds"]}
         row = {"step": run.step, **measure(groups, self.task.levels), **seconds, **figures}
         if self.task.judged:
-            row |= {"judge_saved": int((groups.advantages == 0).sum()), **self.task.judged.take()}
+            cost = self.task.judged.take()
+            row |= {"judge_saved": int(groups.scores.isnan().sum()) - cost["judge_failures"], **cost}
         runfolder.append_metrics(self.out, row)
         if run.step % config.log_rollouts_every == 0:
             runfolder.append_rollouts(self.out, records(groups, run.step))
