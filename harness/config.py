@@ -224,13 +224,13 @@ def parse(argv: list[str], about: str | None = None) -> Config:
     return config
 
 
-LEAST = dict.fromkeys(
-    ("lr", "temperature", "max_grad_norm", "judge_timeout"), 1e-30
-)  # above 0, in fp32 too. 0 for others
-LEAST |= dict.fromkeys(("steps", "batch_prompts", "max_new_tokens", "updates_per_batch", "save_every", "keep"), 1)
-LEAST |= dict.fromkeys(("log_rollouts_every", "micro_batch_tokens", "judge_concurrency", "judge_tokens"), 1)
-LEAST |= {"data_limit": 1}
-LEAST |= dict.fromkeys(("per_level", "limit", "batch", "per_device_rows"), 1) | {"group_size": 2}
+ABOVE_ZERO = ("lr", "temperature", "max_grad_norm", "judge_timeout")
+AT_LEAST_ONE = (
+    "steps", "batch_prompts", "max_new_tokens", "updates_per_batch", "save_every", "keep", "log_rollouts_every",
+    "micro_batch_tokens", "judge_concurrency", "judge_tokens", "data_limit", "per_level", "limit", "batch",
+    "per_device_rows",
+)  # fmt: skip
+LEAST = dict.fromkeys(ABOVE_ZERO, 1e-30) | dict.fromkeys(AT_LEAST_ONE, 1) | {"group_size": 2}  # 0 for others
 MOST = {"lora_rank": 2**12, "judge_concurrency": 2**10, "k": 2**16}  # 2**31 - 1 for what is not here
 MOST_TOKENS = 2**27  # of responses, in memory at a time: 16 times the paper's, or 2 GB for their ids and log-probs
 

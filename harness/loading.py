@@ -11,16 +11,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from harness.console import one_line
-
-if TYPE_CHECKING:
-    from policy import Policy
 
 hf_logging.set_verbosity(hf_logging.CRITICAL)  # its reports on weights have many lines; ours say it in one
 MOST_LAYERS = 1000  # layers are built before their weights are looked for: a billion of them are a hang
@@ -73,8 +70,11 @@ def load_tokenizer(name: str, trust: bool) -> PreTrainedTokenizerBase:
 
 
 @torch.no_grad()
-def fault(policy: Policy, optimizer: torch.optim.Optimizer | None = None) -> str | None:
-    """Why this policy is of no use, or None. Asked of what is loaded, and before it is saved over a good checkpoint."""
+def fault(policy: Any, optimizer: torch.optim.Optimizer | None = None) -> str | None:
+    """Why this policy.Policy is of no use, or None.
+
+    Asked of what is loaded, and before it is saved over a good checkpoint.
+    """
     size = policy.model.get_input_embeddings().weight.shape[0]
     if max(policy.eos_id, policy.pad_id, policy.tokenizer.vocab_size - 1) >= size:
         return f"its tokenizer has tokens that the model, which has {size}, does not know"
