@@ -239,7 +239,7 @@ def show(settings: evaluation.Settings, results: dict[str, list[LevelResult] | B
 
 def main(argv: list[str] | None = None) -> None:
     settings, problems, out = evaluation.parse(sys.argv[1:] if argv is None else argv, __doc__)
-    policy, path = evaluation.open_policy(settings.model), rollout if settings.plain else fast
+    policy, path = evaluation.open_policy(settings.model, settings.world), rollout if settings.plain else fast
     results, parts = {}, {}
     for name, (asked, skipped) in problems.items():
         begin, how = time.perf_counter(), settings.protocol(name)

@@ -52,7 +52,7 @@ def collect(
 ) -> Collected:
     """`settings["k"]` responses to every problem; those that `path` holds already are not sampled again.
 
-    `sampling` is fast or rollout. `settings` has benchmark, k, temperature, max_new_tokens, batch and seed, and whatever
+    `sampling` is fast or rollout. `settings` has benchmark, k, temperature, max_new_tokens, batch and seed, and what
     else must not change between two calls. Ends the program with one line if `path` holds responses of other settings,
     unless `overwrite`, which replaces them. Torch's random state is left as it was.
     """
