@@ -240,7 +240,7 @@ def show(settings: evaluation.Settings, results: dict[str, list[LevelResult] | B
 
 def main(argv: list[str] | None = None) -> None:
     settings, problems, out = evaluation.parse(sys.argv[1:] if argv is None else argv, __doc__)
-    policy = load_policy(find_start(settings.model), trust=settings.trust_remote_code)
+    policy = load_policy(find_start(settings.model, settings.world), trust=settings.trust_remote_code)
     path = rollout if settings.plain else fast
     results, parts = {}, {}
     for name, (asked, skipped) in problems.items():

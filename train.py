@@ -239,7 +239,7 @@ def reference_policy(run: Run) -> Iterator[Policy]:
 
 def start(config: Config, scorer: Scorer = scoring.rule_scores, checkpoint: Path | None = None) -> Run:
     """The policy (of the checkpoint, if there is one), its optimiser and, for a KL term, the reference."""
-    begin, model = find_start(config.init_from or config.model), checkpoint and checkpoint / "model"
+    begin, model = find_start(config.init_from or config.model, config.world), checkpoint and checkpoint / "model"
     torch.manual_seed(config.seed)
     how = {"checkpointing": config.gradient_checkpointing, "bf16": config.bf16, "trust": config.trust_remote_code}
     if config.lora_rank:

@@ -88,7 +88,8 @@ class Problems:
     columns, nested ones with dots. `python -m maths.data FILE` shows what would be read.
     """
 
-    levels: str = flag(",".join(tasks.LEVELS), "levels of the built-in task", "L,..")
+    world: str = flag("plain", f"of the built-in task: {', '.join(tasks.WORLDS)}", "W", choices=list(tasks.WORLDS))
+    levels: str | None = flag(None, "levels of the built-in task [those that the world trains on]", "L,..")
     data: str | None = flag(None, "JSONL, JSON or parquet file, or hub id[:configuration]", "FILE_OR_ID")
     data_split: str = flag("train", "of a hub id", "NAME")
     data_limit: int | None = flag(None, "only the first N usable problems", "N")
@@ -274,6 +275,6 @@ def check(config: Config) -> None:
         for name in flags:
             if config.scorer == scorer and not getattr(config, name):
                 fail(f"--scorer {scorer} needs --{name.replace('_', '-')}")
-    unknown = set(config.levels.split(",")) - set(tasks.LEVELS)
-    if unknown:
-        fail(f"--levels: there is no level {', '.join(sorted(unknown))}; choose from {', '.join(tasks.LEVELS)}")
+    levels = tasks.WORLDS[config.world].levels
+    if config.levels and (unknown := set(config.levels.split(",")) - set(levels)):
+        fail(f"--levels: there is no level {', '.join(sorted(unknown))}; choose from {', '.join(levels)}")

@@ -95,8 +95,9 @@ def load_task(
 def load_problems(config: Config) -> list[Problem]:
     """The problems to train on: the built-in ones, or those of --data. A line says what was skipped, and why."""
     if not config.data:
-        levels = {name: tasks.LEVELS[name] for name in config.levels.split(",")}
-        return tasks.arithmetic("train", per_level=400, levels=levels)
+        world = tasks.WORLDS[config.world]
+        names = config.levels.split(",") if config.levels else world.trained
+        return tasks.arithmetic("train", per_level=400, levels={name: world.levels[name] for name in names})
     columns = {part: getattr(config, f"{part}_column") for part in ("question", "answer", "demo", "level")}
     pool, report = data.load_problems(config.data, **columns, split=config.data_split, limit=config.data_limit)
     print(f"{config.data}: {report}", file=sys.stderr)
