@@ -259,7 +259,7 @@ VIOLATIONS = [  # rule, file, what is added to it, and what the complaint says
     ("no_circle", "scoring.py", "if TYPE_CHECKING:\n    from anchors import Anchor", "scoring -> anchors"),
     ("no_relative_import", "fast/draw.py", "from .memory import keep_freed_memory", "fast.draw imports relatively"),
     ("eight_files", "controls.py", "", "controls.py"),
-    ("short_files", "tasks.py", "\n" * 161, "tasks.py has 300 lines"),
+    ("short_files", "tasks.py", "\n" * 300, "tasks.py has "),
 ]
 
 
