@@ -59,6 +59,7 @@ START += "eval.main(['--model', made, '--k', '0', '--benchmarks', 'validation,te
 PROGRAM = "import sys, json, train, eval; from analysis.experiments import controls; "
 PROGRAM += "control, a, b = json.loads(sys.argv[1]); "
 PROGRAM += "controls.run(control, a) if control else train.main(a); eval.main(b)"
+RUNS_CSV = "results/experiments/runs.csv"  # of the committed series
 LAST = 10  # steps that figures at the end of training are the mean of
 
 
