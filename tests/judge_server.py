@@ -42,7 +42,7 @@ def grades(score, **others):
 
 
 def response_part(text):
-    """What stands between the markers of the response."""
+    """The code of the markers, and what is before, between and after them."""
     code = text.split("with the code ", 1)[1].split(".", 1)[0]
     before, rest = text.split(f"[response {code} begins]\n")
     inside, after = rest.split(f"\n[response {code} ends]")
@@ -140,7 +140,7 @@ def endpoint(server, **settings):
 
 
 def graded_by_text(text, number):
-    """The response #7 gets 7, and so on: what is right can be told from the response alone."""
+    """The response #7 gets 7, and so on: the right score follows from the response alone."""
     return Reply(grades(int(response_part(text)[2].removeprefix("#"))))
 
 

@@ -235,7 +235,7 @@ few_tokens = st.lists(st.integers(0, 2), min_size=5, max_size=5)
 @given(batch=matrices(st.tuples(advantage_values, st.integers(1, 5), few_tokens), largest_size=4))
 def test_conflict_weights_are_the_slow_loop(batch):
     rows = [row for group in batch for row in group]
-    tokens = torch.tensor([row for _, _, row in rows])  # what stands behind a row's length is garbage
+    tokens = torch.tensor([row for _, _, row in rows])  # after a row's length comes garbage
     mask = torch.arange(5) < torch.tensor([length for _, length, _ in rows])[:, None]
     advantages = torch.tensor([[a for a, _, _ in group] for group in batch])
     weights = conflict_weights(advantages, tokens, mask)

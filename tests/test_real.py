@@ -242,7 +242,7 @@ def smollm2(tmp_path_factory):
     """A real model of 135 M parameters, if there is what makes it."""
     tool = SHARED / "tools" / "smollm2.py"
     if not tool.exists():
-        pytest.skip(f"{tool.name} is not there: it lies beside the project, not in it")
+        pytest.skip(f"{tool.name} is not there: it is next to the project, not in it")
     pytest.importorskip("gguf", reason="smollm2.py needs the package gguf")
     folder = tmp_path_factory.mktemp("smollm2") / "model"
     made = subprocess.run([sys.executable, tool, folder], capture_output=True, text=True)
