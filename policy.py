@@ -102,9 +102,8 @@ def resolve_model(name: str) -> str:
 
 def load_tokenizer(name: str, trust: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of what `load_policy` would load, for what can be checked before a model is there."""
-    where = resolve_model(name)
-    with loading.loading(where):
-        return loading.load_tokenizer(where, trust)
+    with loading.loading(name):
+        return loading.load_tokenizer(resolve_model(name), trust)
 
 
 @dataclass(frozen=True)
@@ -143,9 +142,9 @@ def load_policy(
     runs code that comes with the model. The model stays in eval mode: dropout would make the distribution that is
     trained another one than that which was sampled.
     """
-    where = resolve_model(name)
     place = placement(torch.cuda.is_available(), lora=bool(lora_rank), bf16=bf16)
-    with loading.loading(where):
+    with loading.loading(name):
+        where = resolve_model(name)
         tokenizer = loading.load_tokenizer(where, trust)
         if (Path(where) / "adapter_config.json").exists():  # what LoRA has learned becomes part of the weights
             peft = need("peft", "a model with LoRA")
@@ -158,7 +157,7 @@ def load_policy(
         if lora_rank:
             model = add_lora(model, lora_rank, adapter)
         policy = Policy(model.to(place.device), tokenizer, place.autocast, checkpointing)
-        if why := loading.fault(policy):
+        if why := fault(policy):
             raise ValueError(why)
     if checkpointing:
         model.activation_checkpointing_enable()
@@ -166,6 +165,22 @@ def load_policy(
             if isinstance(module, GradientCheckpointingLayer):  # read by the dropout inside it, which stays off
                 module.training = True
     return policy
+
+
+@torch.no_grad()
+def fault(policy: Policy, optimizer: torch.optim.Optimizer | None = None) -> str | None:
+    """Why this policy is of no use, or None. Asked of what is loaded, and before it is saved over a good checkpoint."""
+    size = policy.model.get_input_embeddings().weight.shape[0]
+    if max(policy.eos_id, policy.pad_id, policy.tokenizer.vocab_size - 1) >= size:
+        return f"its tokenizer has tokens that the model, which has {size}, does not know"
+    states = optimizer.state.values() if optimizer else ()
+    for name, value in [*policy.model.named_parameters(), *(item for state in states for item in state.items())]:
+        if not value.isfinite().all():
+            return f"{name} is not finite"
+    ids = torch.tensor([policy.encode_prompt(loading.PROBE)], device=policy.device)  # (1, P)
+    with policy.autocast():
+        logits = policy.model(input_ids=ids, use_cache=False).logits  # (1, P, V)
+    return None if logits.isfinite().all() else "its logits are not finite"
 
 
 def add_lora(model: PreTrainedModel, rank: int, adapter: Path | None) -> PreTrainedModel:

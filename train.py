@@ -82,8 +82,9 @@ def main(
     """The command line. An experiment may hand in `change` and `score_all` (see Run) and `demonstrate` (load_task)."""
     config = parse(sys.argv[1:] if argv is None else argv, __doc__)
     with Session(config) as session:
-        with one_line("the problems or the model cannot be loaded", OSError, ValueError):
-            task = load_task(config, demonstrate, score_all)
+        task = load_task(config, demonstrate, score_all)
+        where = session.checkpoint or config.init_from or config.model or "the warm start"
+        with one_line(f"{where} cannot be loaded", OSError, ValueError):
             run = start(config, task.scorer, session.checkpoint)
         run.change, run.score_all, task = change, score_all, fitting(run.policy, task, config)
         run.experiment = ", ".join(given.__name__ for given in (change, demonstrate) if given)

@@ -6,12 +6,12 @@ where `yes |` may be waiting. Whatever else is wrong ends the program with one l
 
 from __future__ import annotations
 
+import os
 import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -28,7 +28,8 @@ PROBE = "1+1="
 @contextmanager
 def loading(name: str) -> Iterator[None]:
     """Around all that reads the model `name`. One line for whatever comes out: no two damaged folders fail alike."""
-    where = "" if Path(name).exists() else " (no such folder here, so looked up on the hub)"
+    there = os.path.exists(name)  # noqa: PTH110  Path's raises where a folder may not be entered
+    where = "" if there else " (no such folder here, so looked up on the hub)"
     with one_line(f"{name} cannot be loaded{where}", Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", "Found missing adapter keys")  # peft would go on with random ones
@@ -67,23 +68,3 @@ def load_tokenizer(name: str, trust: bool) -> PreTrainedTokenizerBase:
             signal.alarm(0)
             signal.signal(signal.SIGALRM, before)
     return tokenizer
-
-
-@torch.no_grad()
-def fault(policy: Any, optimizer: torch.optim.Optimizer | None = None) -> str | None:
-    """Why this policy.Policy is of no use, or None.
-
-    Asked of what is loaded, and before it is saved over a good checkpoint.
-    """
-    size = policy.model.get_input_embeddings().weight.shape[0]
-    if max(policy.eos_id, policy.pad_id, policy.tokenizer.vocab_size - 1) >= size:
-        return f"its tokenizer has tokens that the model, which has {size}, does not know"
-    states = optimizer.state.values() if optimizer else ()
-    named = [*policy.model.named_parameters(), *(item for state in states for item in state.items())]
-    for name, value in named:
-        if not value.isfinite().all():
-            return f"{name} is not finite"
-    ids = torch.tensor([policy.encode_prompt(PROBE)], device=policy.device)  # (1, P)
-    with policy.autocast():
-        logits = policy.model(input_ids=ids, use_cache=False).logits  # (1, P, V)
-    return None if logits.isfinite().all() else "its logits are not finite"

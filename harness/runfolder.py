@@ -37,8 +37,7 @@ from torch.optim import Optimizer
 
 from harness.config import Config
 from harness.console import fail, first_line, one_line
-from harness.loading import fault
-from policy import Policy, save_policy
+from policy import Policy, fault, save_policy
 
 FILES = ("config.json", "metrics.csv", "rollouts.jsonl", "nonfinite.jsonl")
 FOLDERS = ("checkpoint", "checkpoint.new", "checkpoint.old", "checkpoint.partial")
