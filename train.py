@@ -79,7 +79,7 @@ def main(
     demonstrate: Callable[[list[Problem]], list[Problem]] | None = None,
     score_all: bool = False,
 ) -> None:
-    """The command line. An experiment may hand in `change` and `score_all` (see Run) and `demonstrate` (load_task)."""
+    """The command line. Experiments may hand in `change` and `score_all`, see Run, and `demonstrate`, see load_task."""
     config = parse(sys.argv[1:] if argv is None else argv, __doc__)
     with Session(config) as session:
         task = load_task(config, demonstrate, score_all)

@@ -40,14 +40,23 @@ def main(argv: list[str] | None = None) -> None:
     modes = ["auto", *JSON_MODES]
     parser.add_argument("--judge-json", choices=modes, default="auto", help="how JSON is asked for")
     parser.add_argument("--judge-tokens", type=int, metavar="N", help="longest reply; without it, found out")
+    parser.add_argument("--judge-timeout", type=float, default=120.0, metavar="X", help="seconds for a whole reply")
     parser.add_argument("--model", metavar="ID_OR_DIR", help="a local causal LM")
     args = parser.parse_args(argv)
     if bool(args.base_url) != bool(args.model_name) or (args.base_url and args.model):
         fail("give --base-url together with --model-name, or --model alone")
     counters = Counters()
     if args.base_url:
-        how = {"json_mode": args.judge_json, "reply_tokens": args.judge_tokens, "retries": 1, "give_up_after": 4}
-        scorer = http_judge(Endpoint(args.base_url, args.model_name, **how), counters)
+        endpoint = Endpoint(
+            args.base_url,
+            args.model_name,
+            retries=1,
+            give_up_after=4,
+            timeout=args.judge_timeout,
+            json_mode=args.judge_json,
+            reply_tokens=args.judge_tokens,
+        )
+        scorer = http_judge(endpoint, counters)
     elif args.model:
         scorer = local_judge(load_policy(args.model), counters)
     else:

@@ -28,7 +28,7 @@ from scoring import EXAMPLE_PROBLEM
 
 LONGEST_WAIT = 60.0  # seconds before a request is repeated, whatever Retry-After says
 LARGEST = 2**20  # bytes of a reply, unpacked; the object takes about 60, and 8,192 tokens of thinking about 40,000
-SHORT, LONG = 512, 8192  # tokens of a reply: the object takes about 30; LONG is for models that think first
+SHORT, LONG = 256, 8192  # tokens of a reply: the object takes about 30; LONG is for models that think first
 TRANSIENT = (408, 409, 425, 429)  # and 5xx: such a status may be gone when the request is repeated
 FATAL = (401, 404)  # wrong key, wrong path or model: every other request would fail as well
 
@@ -141,7 +141,7 @@ async def request(client: Any, endpoint: Endpoint, text: str, form: dict[str, An
             wait=float(after) if after.replace(".", "", 1).isdecimal() else 0.0,  # a date: our own back-off is as good
         )
     except TimeoutError:
-        return Answer(error=f"no whole answer within {endpoint.timeout:g} s", transient=True)
+        return Answer(error=f"no whole answer within {endpoint.timeout:g} s (--judge-timeout)", transient=True)
     except (openai.OpenAIError, ValueError) as error:  # ValueError: headers of garbage
         why = type(error.__cause__).__name__ if error.__cause__ else words(str(error))
         return Answer(error=f"no answer ({why})", transient=True)
