@@ -11,23 +11,28 @@ starts from a small one that the project trains first: harness/warm_start.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
+from torch import Tensor
+from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as hf_logging
 
-from harness.console import fail, need
+from harness.console import fail, first_line, need
 
 hf_logging.disable_progress_bar()  # of loading and saving: they would break ours
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The model that is trained, with its tokenizer. `pad_id` may equal `eos_id`: masks come from lengths, not ids."""
+    """The model that is trained, with its tokenizer. `pad_id` may be an end token: masks come from lengths, not ids."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -44,8 +49,23 @@ class Policy:
         return getattr(self.model.config, "max_position_embeddings", None) or 10**9
 
     @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a response; the first is the one that demonstrations are trained with.
+
+        Chat models end a turn with a token of its own (<end_of_turn>, <|end|>), which need not be the tokenizer's eos.
+        So three are asked: the chat template, the tokenizer, and the model's generation_config. What the latter names
+        counts only if it is an added token: from a config without a tokenizer, it may be any word.
+        """
+        own = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        listed = own if isinstance(own, list) else [own]
+        added = [token for token in listed if token in self.tokenizer.added_tokens_decoder]
+        found = [turn_end(self.tokenizer), self.tokenizer.eos_token_id, *added]
+        return tuple(dict.fromkeys(token for token in found if token is not None))
+
+    @property
     def eos_id(self) -> int:
-        return self.tokenizer.eos_token_id
+        """The end token that demonstrations are trained with."""
+        return self.end_ids[0]
 
     @property
     def pad_id(self) -> int:
@@ -56,15 +76,67 @@ class Policy:
         return self.model.device
 
     def encode_prompt(self, question: str) -> list[int]:
-        """The prompt's token ids: the chat template where the tokenizer has one, else the question as it stands."""
+        """The prompt's token ids: the chat template where the tokenizer has one, else the question as it stands.
+
+        Without a template, a tokenizer that begins every text with a BOS token does so here: base models such as
+        Gemma's and Llama 3's have never seen a text without it.
+        """
         if self.tokenizer.chat_template:
             chat = [{"role": "user", "content": question}]
             return self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-        return self.tokenizer.encode(question, add_special_tokens=False)
+        ids, bos = self.tokenizer.encode(question, add_special_tokens=False), self.tokenizer.bos_token_id
+        adds_bos = bos is not None and self.tokenizer.encode("")[:1] == [bos]
+        return [bos, *ids] if adds_bos and ids[:1] != [bos] else ids
 
     def encode_response(self, text: str) -> list[int]:
         """A whole response's token ids, with the end token: stopping has to be trained too."""
         return [*self.tokenizer.encode(text, add_special_tokens=False), self.eos_id]
+
+    @cached_property
+    def token_ids(self) -> tuple[int, list[int]]:
+        """How many ids there are up to the last one that has a token, and which of them have none."""
+        known = set(self.tokenizer.get_vocab().values())
+        return max(known) + 1, sorted(set(range(max(known))) - known)
+
+    def of_tokens(self, logits: Tensor) -> Tensor:
+        """Logits (..., V) of ids that have a token, from the model's (..., outputs): sampled and trained alike.
+
+        Vocabularies are padded (Qwen2.5: 151,936 outputs, 151,665 tokens). An id without a token decodes to nothing, so
+        the text that is scored would not be what was sampled. Outputs behind the last token are cut off, others -inf.
+        """
+        size, gaps = self.token_ids
+        logits = logits[..., :size]
+        return logits.index_fill(-1, torch.tensor(gaps, device=logits.device), -torch.inf) if gaps else logits
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that the chat template puts behind a turn of the assistant; None if there is no such thing."""
+    if not tokenizer.chat_template:
+        return None
+    chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+    except TemplateError:  # for a prompt alone
+        return None
+    _, found, behind = text.rpartition("ANSWER")
+    ids = tokenizer.encode(behind.strip(), add_special_tokens=False)
+    return ids[0] if found and ids and ids[0] in tokenizer.added_tokens_decoder else None
+
+
+def pad_left(policy: Policy, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as one tensor (n, P), padded on the left, and its mask (n, P)."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[policy.pad_id] * (width - len(row)) + list(row) for row in rows], device=policy.device)
+    lengths = torch.tensor([len(row) for row in rows], device=policy.device)
+    return ids, torch.arange(width, device=policy.device) >= width - lengths[:, None]
+
+
+def positions_of(attention: Tensor) -> Tensor:
+    """Positions (n, tokens) of a left-padded batch: counted from the first real token.
+
+    The trap: models with absolute positions see another row if padding counts.
+    """
+    return (attention.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def transformer(model: PreTrainedModel) -> PreTrainedModel:
@@ -144,6 +216,9 @@ def load_policy(
         model.name_or_path = base
     else:
         model = AutoModelForCausalLM.from_pretrained(where, dtype=place.weights)
+    policy = Policy(model.to(place.device), load_tokenizer(where), place.autocast, checkpointing)
+    if trouble := trouble_of(policy):
+        fail(f"{name}: {trouble}")
     if lora_rank:
         model = add_lora(model, lora_rank, adapter)
     if checkpointing:
@@ -151,7 +226,38 @@ def load_policy(
         for module in model.modules():  # transformers checkpoints in training mode alone. The layer's own flag is not
             if isinstance(module, GradientCheckpointingLayer):  # read by the dropout inside it, which stays off
                 module.training = True
-    return Policy(model.to(place.device), load_tokenizer(where), place.autocast, checkpointing)
+    return replace(policy, model=model.to(place.device))
+
+
+@torch.no_grad()
+def trouble_of(policy: Policy) -> str:
+    """What keeps this model from being trained here, or "": it has to say in a batch what it says of a row alone.
+
+    Tried out with two rows of a few tokens: what `generate` continues them with, and a pass over the padded rows, beside
+    a pass over each row by itself. There are models that see padding, or count positions from another number.
+    """
+    if not policy.end_ids:
+        return "no token ends a response: give the tokenizer an eos_token"
+    ids, mask = pad_left(policy, [[i % policy.token_ids[0] for i in range(start, 13)] for start in (7, 10)])  # (2, P)
+    how = {"max_new_tokens": 3, "do_sample": False, "num_beams": 1, "pad_token_id": policy.pad_id, "eos_token_id": []}
+    try:
+        out = policy.model.generate(
+            input_ids=ids, attention_mask=mask.long(), **how, output_logits=True, return_dict_in_generate=True
+        )
+        attention = pad(mask, (0, 3), value=True).long()
+        inputs = {"attention_mask": attention, "position_ids": positions_of(attention), "use_cache": False}
+        padded = policy.model(input_ids=out.sequences, **inputs).logits[:, -4:-1]  # (2, 3, V)
+        rows = [row[seen > 0] for row, seen in zip(out.sequences, attention, strict=True)]
+        alone = torch.cat([policy.model(input_ids=row[None], use_cache=False).logits[:, -4:-1] for row in rows])
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever such models raise
+        return f"this model cannot generate text from text alone: {first_line(error)}"
+    off = 0.01 if policy.model.dtype == torch.float32 else 0.2  # bf16 weights round
+    for found in (torch.stack(out.logits, dim=1), padded):
+        if not (found - alone).std() <= off * alone.std():
+            return "in a padded batch, this model does not say what it says of a row alone"
+    return ""
 
 
 def add_lora(model: PreTrainedModel, rank: int, adapter: Path | None) -> PreTrainedModel:

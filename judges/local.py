@@ -13,8 +13,8 @@ import torch
 
 from harness.console import fail
 from judges.prompt import AS_LETTER, LEAD, Counters, prompt
-from policy import Policy
-from rollout import by_length, pad_left, positions_of
+from policy import Policy, pad_left, positions_of
+from rollout import by_length
 from scoring import Scorer
 from tasks import Problem
 
@@ -31,7 +31,8 @@ def local_judge(
     token_ids = grade_tokens(policy, grades)
     numbers = torch.linspace(10, 1, len(grades), dtype=torch.float64)  # (K,)
     reply = AS_LETTER.format(best=grades[0], worst=grades[-1])
-    special = [token.content for token in policy.tokenizer.added_tokens_decoder.values() if token.special]
+    added, ends = policy.tokenizer.added_tokens_decoder, policy.end_ids
+    special = [token.content for token_id, token in added.items() if token.special or token_id in ends]
 
     def encode(problem: Problem, response: str) -> tuple[int, ...]:
         text = prompt(problem, response, reply)
