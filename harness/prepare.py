@@ -17,6 +17,7 @@ import tasks
 from anchors import Anchor, prepare_anchors
 from harness.config import Config
 from harness.console import fail
+from harness.trial import try_out
 from harness.warm_start import find_start, find_tokenizer
 from judges.endpoint import Endpoint
 from judges.http import http_judge
@@ -126,6 +127,7 @@ def fitting(policy: Policy, task: Task, config: Config) -> Task:
 
     Without rollouts, problems without a demonstration leave too: there is nothing to learn from.
     """
+    try_out(policy)
     room = policy.window - config.max_new_tokens
     fit = [len(policy.encode_prompt(problem.question)) <= room for problem in task.problems]
     if not any(fit):
