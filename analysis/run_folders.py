@@ -17,7 +17,17 @@ from harness.console import fail
 
 # flags that may differ between two runs which are one method with two seeds
 BOOKKEEPING = {"out", "seed", "steps", "resume", "overwrite", "save_every", "log_rollouts_every", "show_every"}
-BOOKKEEPING |= {"micro_batch_tokens", "recipe", "anchors", "problems", "python", "torch", "transformers", "threads"}
+BOOKKEEPING |= {
+    "micro_batch_tokens",
+    "recipe",
+    "anchors",
+    "problems",
+    "content",
+    "python",
+    "torch",
+    "transformers",
+    "threads",
+}
 BOOKKEEPING |= {"init_from"}  # is part of the name already
 
 
@@ -76,7 +86,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except OSError as error:
         fail(f"{folder} is not a run folder of train.py: config.json cannot be read ({error.strerror})")
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         fail(f"{folder} is not a run folder of train.py: its config.json is damaged")
 
 
@@ -93,7 +103,7 @@ def read_rollouts(folder: Path) -> Iterator[tuple[int, int, Any]]:
             if line.endswith(b"\n"):
                 try:
                     group = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     group = None
                 yield begin, end, group
 

@@ -27,10 +27,10 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -64,10 +64,18 @@ class ViewedRun:
 def read_recipe(folder: Path) -> ViewedRun:
     config = read_config(folder)
     try:
-        known = {f.name for f in fields(Recipe)}
+        known, usual = get_type_hints(Recipe), METHODS[config["method"]]
         flags = {name: value for name, value in config["recipe"].items() if name in known}
-        recipe = replace(METHODS[config["method"]], **flags | {"clip": tuple(flags["clip"])})
-        return ViewedRun(config["method"], recipe, float(config["delta"]), int(config["max_new_tokens"]))
+        low, high = map(float, flags["clip"])
+        recipe = replace(usual, **flags | {"clip": (low, high)})
+        run = ViewedRun(config["method"], recipe, config["delta"], config["max_new_tokens"])
+        for name, kind in known.items():
+            value, choices = getattr(recipe, name), get_args(kind) if get_origin(kind) is Literal else ()
+            if type(value) is not type(getattr(usual, name)) or (choices and value not in choices):
+                raise ValueError
+        if type(run.max_new_tokens) is not int or not (is_number(run.delta) and run.delta >= 0 < run.max_new_tokens):
+            raise ValueError
+        return run
     except (ValueError, KeyError, TypeError, AttributeError):
         fail(f"{folder / 'config.json'} lacks method, recipe, delta or max_new_tokens: give a run of train.py")
 
@@ -104,16 +112,24 @@ def is_group(record: Any) -> bool:
         G = len(record["R"])
         numbers = [x for name in ("R", "A") for x in record[name]] + [s for s in record["S"] if s is not None]
         rows = zip(record["tokens"], record["logp"], strict=True)
+        texts = [*record["responses"], *(record[name] for name in ("level", "question", "answer", "demonstration"))]
         return (
             G >= 2
             and all(isinstance(record[name], list) and len(record[name]) == G for name in PER_ROW)
-            and all(isinstance(record[name], int) for name in ("step", "group"))
-            and all(isinstance(record[name], str) for name in ("level", "question", "answer", "demonstration"))
-            and all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
-            and all(len(ids) == len(logp) > 0 and all(isinstance(i, int) and i >= 0 for i in ids) for ids, logp in rows)
+            and all(type(record[name]) is int and is_number(record[name]) for name in ("step", "group"))
+            and all(isinstance(text, str) for text in texts)
+            and all(type(x) is bool for name in ("keep", "is_anchor") for x in record[name])
+            and all(map(is_number, numbers))
+            and all(len(ids) == len(logp) > 0 and all(type(i) is int and i >= 0 for i in ids) for ids, logp in rows)
+            and all(x is None or is_number(x) for logp in record["logp"] for x in logp)
         )
     except (ValueError, KeyError, TypeError):
         return False
+
+
+def is_number(x: Any) -> bool:
+    """A finite number that fp32 holds: not a switch, not a text, not one of 400 digits."""
+    return type(x) in (int, float) and abs(x) < 2**31
 
 
 def parse_steps(text: str) -> list[range]:
@@ -121,7 +137,7 @@ def parse_steps(text: str) -> list[range]:
     >>> parse_steps("1,50-60")
     [range(1, 2), range(50, 61)]
     """
-    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+    if not re.fullmatch(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", text):
         fail(f"--steps {text}: give steps and ranges of steps, as in 1,50-60")
     ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
     return [range(end[0], end[-1] + 1) for end in ends]
@@ -168,10 +184,7 @@ def notices(index: Index, chosen: list[tuple[int, int]]) -> list[str]:
 def find_tokenizer(folder: Path, name: str | None) -> PreTrainedTokenizerBase:
     if name is None and not (folder / "checkpoint" / "model" / "tokenizer_config.json").exists():
         fail(f"{folder} has no tokenizer (checkpoint/model is missing): --tokenizer names the model's id or folder")
-    try:
-        return load_tokenizer(name or str(folder))
-    except (OSError, ValueError) as error:
-        fail(f"the tokenizer of {name or folder} cannot be loaded: {str(error).splitlines()[0]}")
+    return load_tokenizer(name or str(folder))
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Iterator[str]:

@@ -38,6 +38,8 @@ def loading(name: str) -> Iterator[None]:
 
 def load_model(name: str, dtype: torch.dtype, trust: bool) -> PreTrainedModel:
     """The causal LM of this folder or hub id, every weight of it from there."""
+    if not name:
+        raise ValueError("its adapter_config.json does not say of which model")
     config = AutoConfig.from_pretrained(name, trust_remote_code=trust)
     if getattr(config.get_text_config(), "num_hidden_layers", 0) > MOST_LAYERS:
         raise ValueError(f"its config.json asks for over {MOST_LAYERS} layers")

@@ -138,7 +138,7 @@ def changed(folder: Path, about: dict[str, Any]) -> list[str]:
     flags = {setting.name: setting.default for setting in fields(Config)}
     now = {name: json.loads(json.dumps(value)) for name, value in about.items() if name not in FREE}
     return [
-        f"{'--' if name in flags else ''}{name.replace('_', '-')} was {before.get(name)}, is {value}"
+        f"{'--' if name in flags else ''}{name.replace('_', '-')} was {before.get(name)!s:.90}, is {value!s:.90}"
         for name, value in now.items()
         if before.get(name, flags.get(name)) != value
     ]

@@ -62,7 +62,11 @@ CASES = {
         [*START, "{top}/closed"],
         "{top}/closed cannot be loaded: Permission",
     ),
-    "train, --init-from with closed weights": ("train", [*START, "{top}/weights"], "weights cannot be loaded: "),
+    "train, --init-from with closed weights": (
+        "train",
+        [*START, "{top}/weights"],
+        "weights/checkpoint/model cannot be loaded: ",
+    ),
     "eval, --out below a file": ("eval", [*EVAL, "{top}/model", "--out", "{top}/file/e.json"], "cannot be written"),
     "eval, --out in /proc": ("eval", [*EVAL, "{top}/model", "--out", "/proc/e.json"], "cannot be written"),
     "eval, --out read-only": ("eval", [*EVAL, "{top}/model", "--out", "{top}/fixed/e.json"], "cannot be written (Perm"),
