@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dagrpo import rectification_mask
 from maths import worker
-from rollout import Groups
+
+if TYPE_CHECKING:  # what is reported is read without transformers
+    from rollout import Groups
 
 
 def mean_over(values: Tensor, where: Tensor) -> float | None:
