@@ -141,14 +141,14 @@ def group_advantages(rewards: Tensor, scale: str = "none", baseline: str = "mean
     known = ~(apart | centred.isnan())  # NaN: a reward of the group could not be had
     differences = {"mean": centred, "leave_one_out": centred * size / (size - 1), "none": rewards}
     spreads = {  # stds are unbiased, plus 1e-4, as TRL has them; those of the batch are over all groups
-        "group": (centred.square().sum(dim=1, keepdim=True) / (size - 1)).sqrt() + 1e-4, "none": 1.0,
-        "batch": rewards[known].std() + 1e-4, "batch_centred": centred[known].std() + 1e-4,
-        "mean": mean.where(mean > 0, 1.0),
+        "group": lambda: (centred.square().sum(dim=1, keepdim=True) / (size - 1)).sqrt() + 1e-4, "none": lambda: 1.0,
+        "batch": lambda: rewards[known].std() + 1e-4, "batch_centred": lambda: centred[known].std() + 1e-4,
+        "mean": lambda: mean.where(mean > 0, 1.0),
     }  # fmt: skip
     if scale not in spreads or baseline not in differences or (scale == "mean" and (rewards < 0).any()):
         raise ValueError(f"unknown scale {scale!r} or baseline {baseline!r}, or a reward below 0 and scale 'mean'")
     no_signal = ((rewards == rewards[:, :1]) | apart).all(dim=1, keepdim=True) & (baseline != "none")  # (B, 1)
-    return (differences[baseline] / spreads[scale]).masked_fill(no_signal, 0.0).masked_fill(apart, 1.0)
+    return (differences[baseline] / spreads[scale]()).masked_fill(no_signal, 0.0).masked_fill(apart, 1.0)
 
 
 def rectification_mask(advantages: Tensor, scores: Tensor, delta: float = 3.0) -> Tensor:
