@@ -23,15 +23,18 @@ Where it departs from train.py:
   5. `entropy` is the policy's as it learns, a mean over micro-batches, as is `clip_fraction`; `grad_norm` is that of a
      step's last update. The order of prompts is TRL's.
 
-Where TRL's own losses depart from the papers, or from dagrpo.py (tests/multi_gpu/test_trl.py measures a, b and c):
+Where TRL's own losses depart from the papers, or from dagrpo.py (tests/multi_gpu/test_trl.py measures a, b, c and e):
   a. dapo, cispo: with several updates per rollout batch, the token divisor is their mean, not each update's own.
   b. Equal rewards whose mean fp32 rounds give tiny advantages, which scale_rewards="group" multiplies by up to 1e4.
   c. The KL term is k3 times the importance ratio (use_bias_correction_kl), with gradient through both; here that is
      the recipe's choice: k3_ratio is deepseek_v32's, k3 most others'.
-  d. grpo, gspo, dr_grpo: a mean of each micro-batch, then over these: equal to dagrpo.py's if these are equally large.
-  e. Plain prompts get special tokens (a BOS, where there is one), and models no position ids: one with absolute
+  d. grpo, gspo, dr_grpo, sapo, gmpo: a mean of each micro-batch, then over these: equal to dagrpo.py's if these are
+     equally large.
+  e. luspo: nothing stands for the longest response in the divisor: loss and gradient are max_completion_length times
+     dagrpo.py's.
+  f. Plain prompts get special tokens (a BOS, where there is one), and models no position ids: one with absolute
      positions sees left-padded prompts shifted. Both hold here too.
-  f. Defaults are a linear schedule, dropout, gradient checkpointing. The command, trl_dagrpo.py, sets train.py's.
+  g. Defaults are a linear schedule, dropout, gradient checkpointing. The command, trl_dagrpo.py, sets train.py's.
 """
 
 from __future__ import annotations
