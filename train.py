@@ -103,14 +103,15 @@ def collect(run: Run, problems: list[Problem], demonstrations: list[Anchor | Non
     """Sampling, anchors, rewards, advantages, scores, masks: everything that needs no gradient."""
     config, recipe = run.config, run.recipe
     size = config.group_size + config.extra_anchor if recipe.rollouts else 1  # G, the whole mixed group
-    counts = anchors.rollout_counts(demonstrations, size, config.anchor_when)
+    counts = anchors.rollout_counts(demonstrations, size, "always" if recipe.gate is None else "hard")
     rollouts, responses, tokens = sample(run, problems, counts)
-    if config.anchor_when == "hard":
-        demonstrations = anchors.only_hard(demonstrations, scoring.rewards(rollouts))
+    if recipe.gate is not None:
+        demonstrations = anchors.only_hard(demonstrations, scoring.rewards(rollouts), recipe.gate)
     rollouts = anchors.mix(run.policy, rollouts, demonstrations, size)  # Eq. 11
     R = scoring.rewards(rollouts)  # (B, G)
     shaped = R + scoring.overlong_penalty(rollouts, config.max_new_tokens, config.overlong_buffer)  # 0 unless asked for
-    A = dagrpo.group_advantages(shaped, recipe.scale, recipe.baseline)  # (B, G)  Eq. 1, 12
+    apart = None if recipe.mu is None else rollouts.is_anchor.view(R.shape).cpu()  # (B, G)
+    A = dagrpo.group_advantages(shaped, recipe.scale, recipe.baseline, apart)  # (B, G)  Eq. 1, 12
     everywhere = run.score_all or run.scorer is scoring.rule_scores
     asked = None if everywhere else A != 0  # a judge costs: only where its answer is read
     S = scoring.scores(rollouts, run.scorer, asked)  # (B, G)  Eq. 7

@@ -150,9 +150,12 @@ class Anchors:
 class Loss:
     """the loss; what is not given is as the recipe says"""
 
-    scale: Literal["none", "group"] | None = flag(None, "divide advantages by the group's std? (Eq. 1)")
+    scale: Literal["none", "group", "mean", "batch", "batch_centred"] | None = flag(
+        None, "what advantages are divided by: Eq. 1 has the group's std"
+    )
     divisor: Literal["constant", "sequence", "tokens"] | None = flag(None, "length normalisation (Eq. 10)")
     kl_beta: float = flag(0.0, "weight of KL to the starting policy (Eq. 2)", "BETA")
+    kl: Literal["k1", "k2", "k3", "k3_ratio"] | None = flag(None, "how KL is estimated")
     overlong_buffer: int = flag(0, "DAPO: penalty on the last T tokens", "T")
 
 
@@ -188,8 +191,11 @@ class Config(*reversed(GROUPS)):  # so that its fields are in their order
     @property
     def recipe(self) -> Recipe:
         """The method's recipe, with the choices that flags override."""
-        given = {name: getattr(self, name) for name in ("anchor_ratio", "scale", "divisor") if getattr(self, name)}
-        return replace(dagrpo.METHODS[self.method], **given)
+        given = {
+            name: getattr(self, name) for name in ("anchor_ratio", "scale", "divisor", "kl") if getattr(self, name)
+        }
+        hard = {"gate": 0} if self.anchor_when == "hard" else {}
+        return replace(dagrpo.METHODS[self.method], **given, **hard)
 
 
 class ConfigParser(Parser, HfArgumentParser):
@@ -275,6 +281,8 @@ def check(config: Config) -> None:
         for name in flags:
             if config.scorer == scorer and not getattr(config, name):
                 fail(f"--scorer {scorer} needs --{name.replace('_', '-')}")
+    if config.recipe.scale == "mean" and config.overlong_buffer:
+        fail("--overlong-buffer makes rewards below 0, and the scale 'mean' divides by their mean: drop one of them")
     levels = tasks.WORLDS[config.world].levels
     if config.levels and (unknown := set(config.levels.split(",")) - set(levels)):
         fail(f"--levels: there is no level {', '.join(sorted(unknown))}; choose from {', '.join(levels)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,9 @@ from torch import Tensor
 from dagrpo import rectification_mask
 from harness.console import visible
 from maths import worker
-from rollout import Groups
+
+if TYPE_CHECKING:  # what is reported is read without transformers
+    from rollout import Groups
 
 
 def mean_over(values: Tensor, where: Tensor) -> float | None:

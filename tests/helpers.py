@@ -81,9 +81,15 @@ class Case:
     max_new_tokens: int = 10
 
 
+def advantages_of(case, recipe):
+    """A (B, G), as train.py asks for them."""
+    apart = None if recipe.mu is None else case.is_anchor.view(case.R.shape)
+    return group_advantages(case.R, recipe.scale, recipe.baseline, apart)
+
+
 def update_of(case, recipe, with_ref=False):
     """The modules' own way from a case to an update, as train.py goes it."""
-    A = group_advantages(case.R, recipe.scale, recipe.baseline)
+    A = advantages_of(case, recipe)
     keep = rectification_mask(A, case.S, 3.0) if recipe.rectify else torch.ones_like(A, dtype=torch.bool)
     inputs = (case.tokens, case.mask, case.old, case.entropy_old, case.is_anchor, case.max_new_tokens)
     return build_update(recipe, A, keep, *inputs, case.start_entropy, case.ref if with_ref else None)
@@ -149,8 +155,8 @@ def undistinct_rows():
 def random_case(seed, recipe, T=5):
     """Eight ragged rows, an equal-reward group now and then, ratios from far inside to far outside every clip.
 
-    Two groups of four, whose last row is an anchor if the recipe has anchors; without rollouts (sft) a group is one
-    row, and that is an anchor.
+    Two groups of four, whose last row is an anchor if the recipe has anchors, and in chord and hpt now and then not;
+    without rollouts (sft) a group is one row, and that is an anchor.
     """
     g = torch.Generator().manual_seed(seed)
     B, G = (2, 4) if recipe.rollouts else (8, 1)
@@ -164,7 +170,9 @@ def random_case(seed, recipe, T=5):
     N = B * G
     new = -0.05 - 3 * rand(N, T)
     is_anchor = torch.arange(N) % G == (G - 1 if recipe.anchors else -1)
-    old = new - pick([0.0, 1e-4, 1e-3, 0.3, 2.0], N, 1) * torch.randn(N, T, generator=g)
+    if recipe.mu is not None:
+        is_anchor &= pick([True, True, False], B).repeat_interleave(G)
+    old = (new - pick([0.0, 1e-4, 1e-3, 0.3, 2.0], N, 1) * torch.randn(N, T, generator=g)).clamp(max=-0.01)
     return Case(
         R=pick([0.0, 0.5, 1.0], B, G) if seed % 3 else pick([0.0, 1.0], B, 1).expand(B, G).clone(),
         S=pick([1.0, 2.5, 4.0, 5.5, 7.0, 10.0] if seed % 5 else [1.0, 7.0, NAN], B, G),
