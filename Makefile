@@ -34,6 +34,7 @@ figures: .venv/ready  ## redraw every figure in results/ from its CSV, and print
 	$(PY) -m analysis.experiments.ablations
 	$(PY) -m analysis.experiments.claims
 	$(PY) -m analysis.bench.sizes
+	$(PY) -m analysis.weights --from-csv results/weights/weights.csv
 
 test: .venv/ready  ## the tests (about 5 minutes)
 	$(PY) -m pytest -m "not extra"

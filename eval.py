@@ -42,6 +42,7 @@ import rollout
 import scoring
 from harness import evaluation, responses
 from harness.console import progress
+from harness.trial import try_out
 from harness.warm_start import find_start
 from maths import benchmarks, worker
 from policy import Policy, load_policy
@@ -240,7 +241,8 @@ def show(settings: evaluation.Settings, results: dict[str, list[LevelResult] | B
 
 def main(argv: list[str] | None = None) -> None:
     settings, problems, out = evaluation.parse(sys.argv[1:] if argv is None else argv, __doc__)
-    policy = load_policy(find_start(settings.model), trust=settings.trust_remote_code)
+    policy = load_policy(find_start(settings.model, settings.world), trust=settings.trust_remote_code)
+    try_out(policy)
     path = rollout if settings.plain else fast
     results, parts = {}, {}
     for name, (asked, skipped) in problems.items():

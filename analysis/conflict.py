@@ -50,7 +50,7 @@ from anchors import prepare_anchors
 from harness.config import ConfigParser, flag
 from harness.console import fail, one_line
 from harness.warm_start import find_start
-from maths import data
+from maths.data import INSTRUCTION, instruct, load_problems
 from policy import load_policy
 from tasks import Problem
 
@@ -95,14 +95,14 @@ def label(name: str) -> str:
     return folder.name
 
 
-def load_problems(study: Study, seed: int) -> list[Problem]:
+def problems_of(study: Study, seed: int) -> list[Problem]:
     """The seed's problems in its order, levels mixed as in training."""
     if not study.data:
         found = tasks.arithmetic("train", study.problems, seed=1 + seed)
         random.Random(seed).shuffle(found)
         return found
-    found, _ = data.load_problems(study.data, limit=50 * study.problems * study.seeds)
-    return data.instruct(found, data.INSTRUCTION)[seed :: study.seeds]
+    found, _ = load_problems(study.data, limit=50 * study.problems * study.seeds)
+    return instruct(found, INSTRUCTION)[seed :: study.seeds]
 
 
 def measure_seeds(path: str, name: str, study: Study) -> Measured:
@@ -110,7 +110,7 @@ def measure_seeds(path: str, name: str, study: Study) -> Measured:
     with one_line(f"--model {path} cannot be loaded", OSError, ValueError):
         policy, every = load_policy(find_start(path)), None
     for seed in range(study.seeds):
-        problems = load_problems(study, seed)
+        problems = problems_of(study, seed)
         usable, fates = prepare_anchors(policy, problems, study.max_new_tokens)
         problems = [problem for problem, anchor in zip(problems, usable, strict=True) if anchor]
         if study.data:

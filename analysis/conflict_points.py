@@ -157,12 +157,10 @@ def summarise(model: str, measured: Measured, rng: np.random.Generator) -> list[
     """All points of one policy."""
     points = []
     for setup, groups in measured.groups.items():
-        levels = {"all": groups} | {
-            level: [g for g in groups if g.level == level] for level in sorted({g.level for g in groups})
-        }
-        for level, some in levels.items() if len(levels) > 2 else [("all", groups)]:
-            if some:
-                points += pair_points(model, level, some, rng) if setup == ROLLOUTS else []
-                points += net_points(model, setup, level, some, rng)
+        levels = sorted({group.level for group in groups})
+        for level in ["all"] * bool(groups) + levels * (len(levels) > 1):
+            some = [group for group in groups if level in ("all", group.level)]
+            points += pair_points(model, level, some, rng) if setup == ROLLOUTS else []
+            points += net_points(model, setup, level, some, rng)
         points += batch_points(model, setup, measured.batches[setup], rng)
     return points

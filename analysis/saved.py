@@ -48,7 +48,7 @@ def draw_figure(
     measure: Callable[[T, Path], str],  # writes it as this CSV, and returns the caption
     redraw: Callable[[Path, Path], None],  # from the CSV: the figures, into this folder
     default_out: str = "",  # "": the run folder
-    instead: str = "",  # the flag that --from-csv takes the place of; "": there is a default
+    instead: str = "",  # what --from-csv takes the place of; "": it has a default
 ) -> None:
     """The command line of a figure: NAME.csv, NAME.txt (the caption) and NAME.png into --out; or the PNG again."""
     argv = sys.argv[1:] if argv is None else argv
@@ -57,7 +57,7 @@ def draw_figure(
     parser.add_argument("--out", metavar="DIR", help=f"where to write [{shown}; with --from-csv: the CSV's folder]")
     parser.add_argument("--from-csv", metavar="FILE", help=f"redraw this {name}.csv, and measure nothing")
     args = parser.parse_args(argv)
-    if instead and bool(getattr(args, instead)) == bool(args.from_csv):
+    if instead and bool(getattr(args, instead.lstrip("-"))) == bool(args.from_csv):
         fail(f"give {instead}, or --from-csv FILE, one of the two (--help lists all flags)")
     source = Path(args.from_csv) if args.from_csv else None
     wanted = None if source else check(args)

@@ -12,8 +12,8 @@ text, its looks and its script are viewer.html) does the rest, as delta is chose
 
 What is assumed, and said on the page: the ratio is 1 (the first update on a batch), so nothing is clipped; the group is
 an update of its own (a run divides by its other groups too, and pools tokens over them for dapo and cispo);
-entropies are not in rollouts.jsonl, so GTPO's penalty and filter and LUFFY's bonus are left out; a recipe without
-anchors takes a recorded demonstration as if it had been sampled.
+entropies are not in rollouts.jsonl, so GTPO's penalty and filter, LUFFY's bonus and top_entropy's choice of tokens are
+left out; a recipe without anchors takes a recorded demonstration as if it had been sampled.
 
     python -m analysis.viewer runs/demo/dagrpo                    writes runs/demo/dagrpo/viewer.html
     python -m analysis.viewer runs/demo/dagrpo --steps 1,50-60    these steps
@@ -38,6 +38,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 import dagrpo
+from analysis.eight import FAMILIES, cite
 from analysis.run_folders import read_config, read_rollouts
 from dagrpo import METHODS, Recipe
 from harness.console import Parser, fail
@@ -207,6 +208,20 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Iterator[str]:
 # ---------------------------------------------------------------------------------------- the numbers
 
 
+def anchors_of(recipe: Recipe, record: dict[str, Any]) -> Tensor:
+    """Which responses are anchors under the recipe, (G,): in hpt none where a rollout is right."""
+    is_anchor = torch.tensor(record["is_anchor"])  # (G,)
+    right = (torch.tensor(record["R"]) * ~is_anchor).sum()
+    return is_anchor & recipe.anchors & (recipe.gate is None or bool(right <= recipe.gate))
+
+
+def advantages(recipe: Recipe, record: dict[str, Any]) -> Tensor:
+    """A (G,) of the group alone under the recipe: spreads of the batch are this group's."""
+    R = torch.tensor([record["R"]], dtype=torch.float32)  # (1, G)
+    apart = None if recipe.mu is None else anchors_of(recipe, record)[None]
+    return dagrpo.group_advantages(R, recipe.scale, recipe.baseline, apart)[0]
+
+
 def unmasked_pushes(recipe: Recipe, record: dict[str, Any], A: Tensor, max_new_tokens: int) -> list[Tensor]:
     """-dloss/dlogp of each token at ratio 1 with every response kept: G tensors of the responses' lengths.
 
@@ -226,13 +241,13 @@ def unmasked_pushes(recipe: Recipe, record: dict[str, Any], A: Tensor, max_new_t
         mask,
         logp_old=recorded.nan_to_num(),
         entropy_old=torch.zeros_like(recorded),
-        is_anchor=torch.tensor(record["is_anchor"]) & recipe.anchors,
+        is_anchor=anchors_of(recipe, record),
         max_new_tokens=max_new_tokens,
     )
     trained = recorded.nan_to_num().requires_grad_()  # ratio 1: its value is read by LUFFY's shaped ratio alone
     dagrpo.policy_loss(trained, update, recipe, entropy=torch.zeros_like(recorded)).backward()
     push = -trained.grad
-    if recipe.anchors and recipe.anchor_ratio == "shaped":
+    if recipe.anchors and recipe.anchor_ratio in ("shaped", "phi"):
         unknown = recorded.isnan() & update.is_anchor[:, None] & (A != 0)[:, None]
         push = push.masked_fill(unknown, math.nan)
     return [row[:t] for row, t in zip(push, lengths.tolist(), strict=True)]
@@ -268,9 +283,8 @@ def page_group(
     by_recipe = []
     for name, recipe in recipes.items():
         # R is not all that A is made of in a run with an over-long penalty, say
-        R, A = (torch.tensor(record[letter], dtype=torch.float32) for letter in "RA")  # (G,)
-        if name != run.method:
-            A = dagrpo.group_advantages(R[None], recipe.scale, recipe.baseline)[0]
+        # R is not all that A is made of in a run with an over-long penalty, say
+        A = torch.tensor(record["A"], dtype=torch.float32) if name == run.method else advantages(recipe, record)  # (G,)
         push = unmasked_pushes(recipe, record, A, run.max_new_tokens)
         by_recipe.append({"A": [float(f"{a:.6g}") for a in A.tolist()], "push": [runs_of(p.tolist()) for p in push]})
     kept = ("step", "group", "level", "question", "answer", "demonstration", "R", "S", "keep", "is_anchor")
@@ -297,8 +311,17 @@ def build(
                 [strings.setdefault(text, len(strings)) for text in pieces(tokenizer, ids)] for ids in record["tokens"]
             ]
             groups.append(page_group(record, run, recipes, texts))
-    shown = ("paper", "rectify", "anchors")
-    about = [{"name": name} | {x: getattr(recipe, x) for x in shown} for name, recipe in recipes.items()]
+    families = {name: title for title, members in FAMILIES.items() for name in members}
+    about = [
+        {
+            "name": name,
+            "family": families[name],
+            "paper": cite(recipe),
+            "rectify": recipe.rectify,
+            "anchors": recipe.anchors,
+        }
+        for name, recipe in recipes.items()
+    ]
     return {
         "run": str(folder),
         "method": run.method,

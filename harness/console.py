@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -15,8 +16,18 @@ from tqdm import tqdm
 
 def fail(message: str) -> NoReturn:
     """Ends the program with one line on stderr and exit status 2: what is wrong, and what to do."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {visible(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(2)
+
+
+def visible(text: str) -> str:
+    """Text from outside, for a terminal: what is no character to see (escapes, bidi marks) is written as its escape.
+
+    >>> print(visible("12+5=\\x1b[2J"))
+    12+5=\\x1b[2J
+    """
+    hidden = {c for c in set(text) - {"\n", "\t"} if unicodedata.category(c)[0] == "C"}
+    return "".join(c.encode("unicode_escape").decode() if c in hidden else c for c in text)
 
 
 def first_line(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from harness.runfolder import aside
 from harness.warm_start import find_start
 from maths import benchmarks, data
 from policy import Policy
-from tasks import Problem
+from tasks import WORLDS, Problem
 
 OF_CHOICES = benchmarks.CHOICE_INSTRUCTION.removeprefix(data.INSTRUCTION).strip()
 
@@ -26,6 +26,7 @@ class Settings:
     """the flags of eval.py"""
 
     model: str = flag("warm_start", "run folder, model folder or hub id [warm_start, where every method begins]", "M")
+    world: str | None = flag(None, f"of the built-in task: {', '.join(WORLDS)} [the run's, or plain]", "W")
     benchmarks: str = flag("test,ood", f"of {', '.join([*benchmarks.BUILT_IN, *benchmarks.PAPER])}", "A,B")
     benchmark_dir: str | None = flag(None, "where their files are, instead of on the hub", "DIR")
     per_level: int | None = flag(None, "built-in: problems a level [100; 50 of validation]", "N")
@@ -69,8 +70,19 @@ def parse(argv: list[str], about: str | None) -> tuple[Settings, dict[str, tuple
     """
     parser = ConfigParser((Settings,), prog="eval.py", description=about, usage="python eval.py --model M [flags]")
     settings = Settings(**vars(parser.parse_args(argv)))
+    settings = replace(settings, world=settings.world or world_of(settings.model))
+    if settings.world not in WORLDS:
+        fail(f"--world: there is no {settings.world}; choose from {', '.join(WORLDS)}")
     find_model(settings.model)
     return settings, check(settings), place_output(settings)
+
+
+def world_of(model: str) -> str:
+    """The world that a run folder's policy was trained in; "plain" for other models."""
+    try:
+        return json.loads((Path(model) / "config.json").read_text(encoding="utf-8")).get("world", "plain")
+    except (OSError, ValueError, AttributeError):
+        return "plain"
 
 
 def check(settings: Settings) -> dict[str, tuple[list[Problem], int]]:
@@ -94,7 +106,7 @@ def load_problems(settings: Settings, name: str) -> tuple[list[Problem], int]:
     """The problems of a benchmark as the model is asked, and how many rows of it cannot be used; a line says why."""
     if name in benchmarks.BUILT_IN:
         try:
-            return benchmarks.built_in(name, settings.per_level, settings.limit), 0
+            return benchmarks.built_in(name, settings.per_level, settings.limit, settings.world), 0
         except ValueError as error:
             fail(f"--per-level {settings.per_level}: {error}; ask for fewer")
     directory = Path(settings.benchmark_dir) if settings.benchmark_dir else None

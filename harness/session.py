@@ -82,6 +82,8 @@ class Session:
         about |= {"anchors": task.fates, "problems": len(task.problems), "content": task.identity}
         self.refuse_another_run(about)
         if self.checkpoint:
+            if runfolder.changed(self.out, {"method": config.method, "experiment": run.experiment}):
+                fail(f"--resume: {self.out} holds a run of another experiment; go on with the command that began it")
             runfolder.cut_back(self.out, run.step)
             print(f"going on after step {run.step} of {config.steps}", file=sys.stderr)
             return
@@ -97,7 +99,8 @@ class Session:
         seconds = {"rollout_seconds": time.perf_counter() - self.began - figures["train_seconds"]}
         row = {"step": run.step, **measure(groups, self.task.levels), **seconds, **figures}
         if self.task.judged:
-            row |= {"judge_saved": int((groups.advantages == 0).sum()), **self.task.judged.take()}
+            cost = self.task.judged.take()
+            row |= {"judge_saved": int(groups.scores.isnan().sum()) - cost["judge_failures"], **cost}
         runfolder.append_metrics(self.out, row)
         if run.step % config.log_rollouts_every == 0:
             runfolder.append_rollouts(self.out, records(groups, run.step))

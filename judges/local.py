@@ -13,8 +13,8 @@ import torch
 
 from harness.console import fail
 from judges.prompt import AS_LETTER, LEAD, Counters, prompt
-from policy import Policy
-from rollout import by_length, pad_left, positions_of
+from policy import Policy, pad_left, positions_of
+from rollout import by_length
 from scoring import Scorer
 from tasks import Problem
 

@@ -37,7 +37,7 @@ from policy import load_tokenizer
 from scoring import Scorer, verify
 from tasks import Problem
 
-REFUSED = ("resume", "plain", "lora_rank", "anchor_when", "extra_anchor", "overlong_buffer", "scale", "divisor")
+REFUSED = ("resume", "plain", "lora_rank", "anchor_when", "extra_anchor", "overlong_buffer", "scale", "divisor", "kl")
 IGNORED = ("micro_batch_tokens", "show_every", "log_rollouts_every")
 TRL_HELP = "further fields of GRPOConfig, values as JSON: use_vllm=true vllm_mode=colocate"
 

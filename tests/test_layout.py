@@ -6,7 +6,7 @@
 
 Every import counts, also one inside a function or for type hints alone. What only a command needs does not: a block
 `if __name__ == "__main__"`, and a file __main__.py. harness.console (one-line errors, help, bars) and
-harness.loading (what is checked of a model folder) are free to all.
+harness.loading (what is read from a model folder) are free to all.
 """
 
 import ast
@@ -24,7 +24,7 @@ LEVELS = (("dagrpo", "tasks"), ("policy",), ("rollout",), ("scoring", "anchors")
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 ROOMS = ("fast", "maths", "judges", "harness", "analysis", "multi_gpu", "lessons")
 LAST = ("analysis", "multi_gpu", "lessons")
-FREE = ("harness.console", "harness.loading")
+FREE = {"harness.console": set(), "harness.loading": {"harness.console"}}  # and what of ours they import
 MOST_LINES, MOST_LINES_OF_ALL = 300, 1900  # fewer than so many
 
 
@@ -111,9 +111,9 @@ def tasks_alone(tree: Tree) -> list[str]:
     return [f"tasks imports {name}" for name in sorted(tree.ours["tasks"])]
 
 
-def console_alone(tree: Tree) -> list[str]:
-    """harness/console.py imports nothing of ours: that is why all others may import it."""
-    return [f"{free} imports {name}" for free in FREE for name in sorted(tree.ours[free]) if name not in FREE]
+def leaves_alone(tree: Tree) -> list[str]:
+    """harness/console.py imports nothing of ours, loading.py only that: this is why all others may import them."""
+    return [f"{leaf} imports {name}" for leaf, known in FREE.items() for name in sorted(tree.ours[leaf] - known)]
 
 
 def plain_path(tree: Tree) -> list[str]:
@@ -180,7 +180,7 @@ def short_files(tree: Tree) -> list[str]:
 RULES = {
     rule.__name__: rule
     for rule in (
-        root_order, dagrpo_alone, tasks_alone, console_alone, plain_path, rooms, last_rooms, no_circle,
+        root_order, dagrpo_alone, tasks_alone, leaves_alone, plain_path, rooms, last_rooms, no_circle,
         no_relative_import, eight_files, short_files,
     )
 }  # fmt: skip
@@ -239,7 +239,8 @@ VIOLATIONS = [  # rule, file, what is added to it, and what the complaint says
     ("dagrpo_alone", "dagrpo.py", "from harness.console import fail", "dagrpo imports harness.console"),
     ("dagrpo_alone", "dagrpo.py", "from . import tasks", "dagrpo imports relatively"),
     ("tasks_alone", "tasks.py", "from harness.console import fail", "tasks imports harness.console"),
-    ("console_alone", "harness/console.py", "import tasks", "harness.console imports tasks"),
+    ("leaves_alone", "harness/console.py", "import tasks", "harness.console imports tasks"),
+    ("leaves_alone", "harness/loading.py", "import policy", "harness.loading imports policy"),
     ("plain_path", "rollout.py", "from fast.draw import draw", "rollout imports fast.draw"),
     ("plain_path", "policy.py", IN_A_FUNCTION.format("fast"), "rollout imports fast.learning"),
     ("rooms", "maths/rows.py", "import scoring", "maths.rows imports scoring"),
@@ -258,7 +259,7 @@ VIOLATIONS = [  # rule, file, what is added to it, and what the complaint says
     ("no_circle", "scoring.py", "if TYPE_CHECKING:\n    from anchors import Anchor", "scoring -> anchors"),
     ("no_relative_import", "fast/draw.py", "from .memory import keep_freed_memory", "fast.draw imports relatively"),
     ("eight_files", "controls.py", "", "controls.py"),
-    ("short_files", "tasks.py", "\n" * 161, "tasks.py has 300 lines"),
+    ("short_files", "tasks.py", "\n" * 300, "tasks.py has "),
 ]
 
 

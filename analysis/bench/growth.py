@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
         draw_growth(found).savefig(out / "growth.png", dpi=100)
         print(growth_table(found))
 
-    draw_figure(parser, argv, lambda args: args.model, write, redraw, default_out="runs/growth", instead="model")
+    draw_figure(parser, argv, lambda args: args.model, write, redraw, default_out="runs/growth", instead="--model")
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def ours(case: Case) -> dict[str, float]:
     # of 4 neighbours two are right, with S 10 and 5, and two wrong, with 1 and 5: Eq. 8-9 keep the first of each
     scores = [10.0, 1.0, 5.0, 5.0] if case.who == "kept" else [10.0, 1.0]
     run = train.start(config, lambda pairs: [scores[i % len(scores)] for i in range(len(pairs))])
-    run.policy.tokenizer.chat_template = None
+    run.policy.tokenizer.chat_template = run.policy.model.generation_config.eos_token_id = None  # one end token
     pool = [tasks.Problem(question, "0", "", "1") for question in questions(run.policy, case)]
     if case.ends:  # before the draw
         ends, sampler = Ends(run.policy.eos_id, case.new_tokens), fast.draw.Sampler.__call__
@@ -167,8 +167,8 @@ def plain_generate(case: Case) -> dict[str, float]:
     pool = [tasks.Problem(question, "0", "", "1") for question in questions(policy, case)]
     ids, mask = (x.repeat_interleave(case.group_size, dim=0) for x in rollout.pad_prompts(policy, pool))
     sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": case.new_tokens}
-    config = GenerationConfig(**sampling, eos_token_id=policy.eos_id, pad_token_id=policy.pad_id)
     policy.model.generation_config = GenerationConfig()
+    config = GenerationConfig(**sampling, eos_token_id=policy.eos_id, pad_token_id=policy.pad_id)
     ends = [Ends(policy.eos_id, case.new_tokens)] if case.ends else []
     if case.ends:
         sampler = fast.draw.Sampler.__call__
@@ -182,7 +182,7 @@ def plain_generate(case: Case) -> dict[str, float]:
                 input_ids=ids, attention_mask=mask.long(), generation_config=config, logits_processor=ends
             )
         plain = now() - begin
-        generated, _ = rollout.completion_mask(out[:, ids.shape[1] :], policy.eos_id)
+        generated, _ = rollout.completion_mask(out[:, ids.shape[1] :], policy.end_ids)
         torch.manual_seed(seed)
         begin = now()
         rollouts = fast.sample_groups(policy, pool, [case.group_size] * len(pool), case.new_tokens)

@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.curves import COLOURS, style
-from analysis.experiments.grid import read_table
+from analysis.experiments.grid import RUNS_CSV, read_table
 from analysis.stats import markdown, signed_interval, t_interval
 from harness.console import Parser, fail, first_line
 
@@ -138,8 +138,7 @@ drawn by, and again: python -m analysis.experiments.ablations --runs {runs}
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.experiments.ablations", description=__doc__)
-    default = "results/experiments/runs.csv"
-    parser.add_argument("--runs", default=default, metavar="FILE", help="of analysis.experiments.grid")
+    parser.add_argument("--runs", default=RUNS_CSV, metavar="FILE", help="of analysis.experiments.grid")
     parser.add_argument("--out", metavar="DIR", help="where to write; default: the folder of --runs")
     args = parser.parse_args(argv)
     runs, out = read_table(Path(args.runs)), Path(args.out or Path(args.runs).parent)

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.experiments.conflict_seeds import SeedPoint, c7_by_seed
-from analysis.experiments.grid import read_table
+from analysis.experiments.grid import RUNS_CSV, read_table
 from analysis.saved import read_rows
 from analysis.stats import markdown, signed_interval, t_interval, t_test
 from harness.console import Parser
@@ -208,11 +208,8 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser, default = (
-        Parser(prog="python -m analysis.experiments.claims", description=__doc__),
-        "results/experiments/runs.csv",
-    )
-    parser.add_argument("--runs", default=default, metavar="FILE", help="of analysis.experiments.grid")
+    parser = Parser(prog="python -m analysis.experiments.claims", description=__doc__)
+    parser.add_argument("--runs", default=RUNS_CSV, metavar="FILE", help="of analysis.experiments.grid")
     runs = read(Path(parser.parse_args(argv).runs))
     print("Greedy accuracy by level, mean over seeds; bold: best, italic: second best, of the paired differences\n")
     print(f"{means_table(runs)}\n\n{claims_table(runs)}")

@@ -38,7 +38,6 @@ from typing import Any
 
 import pandas as pd
 
-import dagrpo
 from analysis.run_folders import SavedRun, read_run
 from analysis.table import Eval, read_eval
 from harness.console import Parser, fail, progress
@@ -50,7 +49,7 @@ FEWER_RATES = ("1e-5", "3e-5", "1e-4")  # of the other recipes
 RATES = ("1e-5", "3e-5", "1e-4", "3e-4", "1e-3")
 CLAIMED = ("grpo", "dr_grpo", "dagrpo_on", "dagrpo")  # 15 seeds
 FEWER = ("luffy", "sft")  # 5 seeds
-OTHERS = tuple(name for name in dagrpo.METHODS if name not in CLAIMED + FEWER)  # 3 seeds
+OTHERS = ("dapo", "gspo", "cispo", "rloo", "gtpo")  # 3 seeds; methods that came later: analysis.experiments.methods
 SETTINGS = ["--steps", str(STEPS), "--batch-prompts", "8", "--save-every", "20", "--keep", "3"]
 SETTINGS += ["--log-rollouts-every", "10", "--show-every", "0"]
 START = "import sys, eval; from harness.warm_start import WarmStart, warm_start; "
@@ -59,6 +58,7 @@ START += "eval.main(['--model', made, '--k', '0', '--benchmarks', 'validation,te
 PROGRAM = "import sys, json, train, eval; from analysis.experiments import controls; "
 PROGRAM += "control, a, b = json.loads(sys.argv[1]); "
 PROGRAM += "controls.run(control, a) if control else train.main(a); eval.main(b)"
+RUNS_CSV = "results/experiments/runs.csv"  # of the committed series
 LAST = 10  # steps that figures at the end of training are the mean of
 
 

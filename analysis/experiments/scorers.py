@@ -30,7 +30,8 @@ import tasks
 from analysis.experiments.controls import CARRIED, DROPPED, SWAPPED, WRONG, corrupt
 from analysis.stats import spearman
 from harness.console import Parser, fail, first_line, progress
-from judges.http import Endpoint, http_judge
+from judges.endpoint import Endpoint
+from judges.http import http_judge
 from judges.local import local_judge
 from judges.prompt import Counters, JudgeDown
 from policy import load_policy

@@ -70,15 +70,18 @@ def test_an_experiment_runs_is_skipped_when_done_and_is_collected(tiny_folder, t
     )
     monkeypatch.setattr(grid, "START", evaluate.replace("sys.argv[3]", repr(str(tiny_folder))))
     job = grid.Job("main", "grpo", "grpo", 0, ("--lr", "1e-4"))
-    monkeypatch.setattr(grid, "grid", lambda rates: [job])
+    control = grid.Job("main", "random mask", "dagrpo_on", 0, ("--lr", "1e-4"), control="random_mask")
+    monkeypatch.setattr(grid, "grid", lambda rates: [job, control])
     monkeypatch.setattr(grid, "PROGRAM", grid.PROGRAM.replace("eval.main(b)", "eval.main([*b, '--per-level', '2'])"))
-    grid.run_stage([job], tmp_path / "runs", workers=1)
-    assert grid.collect(tmp_path / "runs", tmp_path / "out") == 2, "the run, and the warm start"
+    grid.run_stage([job, control], tmp_path / "runs", workers=1)
+    assert grid.collect(tmp_path / "runs", tmp_path / "out") == 3, "the runs, and the warm start"
+    for one in (job, control):
+        assert json.loads((tmp_path / "runs" / one.name / "config.json").read_text())["experiment"] == one.control
     runs = claims.read(tmp_path / "out" / "runs.csv").set_index("label")
     assert runs.loc["grpo", "responses"] == 2 * 2 * 4 and runs.loc["grpo", "mean"] >= 0
     assert runs.loc["warm start", "mean"] >= 0 and math.isnan(runs.loc["warm start", "responses"])
     monkeypatch.setattr(grid, "run", lambda *_: pytest.fail("it is done"))
-    grid.run_stage([job], tmp_path / "runs", workers=1)
+    grid.run_stage([job, control], tmp_path / "runs", workers=1)
 
 
 def test_every_seed_has_a_warm_start_of_its_own_that_is_made_before_its_runs(tmp_path, monkeypatch):

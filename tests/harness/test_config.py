@@ -67,6 +67,10 @@ def test_flags_overrule_the_recipe_and_nothing_else_does():
         (["--lora-rank", "-1"], "--lora-rank must be at least 0"),
         (["--data-limit", "0"], "--data-limit must be at least 1"),
         (["--judge-concurrency", "0"], "--judge-concurrency must be at least 1"),
+        (["--judge-tokens", "0"], "--judge-tokens must be at least 1"),
+        (["--judge-timeout", "0"], "--judge-timeout must be above 0"),
+        (["--judge-timeout", "inf"], "--judge-timeout must be a finite number"),
+        (["--judge-json", "xml"], "--judge-json"),
         (["--method", "sft", "--anchor-when", "hard"], "--anchor-when hard: sft samples nothing"),
     ],
 )

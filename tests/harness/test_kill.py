@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 scoring.verify = lambda response, answer: len(response) % 2 == 0
 train.main()
 """
-# every touch of a file beside the checkpoint takes a moment longer, so that a kill finds the writing half done
+# every touch of a checkpoint's file takes a moment longer, so that a kill finds the writing half done
 SLOW = """
 import sys, time
 watched = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}

@@ -1,6 +1,8 @@
 """session.py and runfolder.py: a run goes on where it was, two processes keep apart, and errors are one line."""
 
+import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -99,6 +101,23 @@ def test_a_resumed_run_with_other_flags_is_refused_and_goes_on_with_its_own(tiny
     assert stop.value.code == 2 and message in err and f"--init-from {tmp_path / 'run'}" in err
     assert len(metrics(tmp_path / "run")) == 1
     assert len(run(tiny_folder, tmp_path / "run", "--resume", steps=2)) == 2
+
+
+def masks_all(groups):
+    return replace(groups, keep=torch.zeros_like(groups.keep))
+
+
+def test_an_experiment_is_applied_recorded_and_not_lost_on_resume(tiny_folder, tmp_path, capsys):
+    (row,) = run(tiny_folder, tmp_path / "run", steps=1, change=masks_all)
+    assert row["kept_fraction"] == "0" and row["grad_norm"] == "0"
+    assert not any(any(group["keep"]) for group in groups_of(tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["experiment"] == "masks_all"
+    with pytest.raises(SystemExit) as stop:
+        run(tiny_folder, tmp_path / "run", "--resume")
+    assert stop.value.code == 2 and "a run of another experiment" in capsys.readouterr().err
+    assert len(metrics(tmp_path / "run")) == 1
+    rows = run(tiny_folder, tmp_path / "run", "--resume", change=masks_all)
+    assert [row["grad_norm"] for row in rows] == ["0", "0"]
 
 
 def test_flags_that_change_no_result_may_change_on_resume(tiny_folder, tmp_path):
