@@ -256,11 +256,13 @@ def _keep_lines(path: Path, step: int, step_of: Callable[[str], int], header: bo
         return
     try:
         with path.open(encoding="utf-8") as lines, aside(path) as kept:
-            if header:
-                kept.write(lines.readline())
+            first = lines.readline() if header else ""
+            kept.write(first)
             for line in lines:
                 if not line.endswith("\n") or (found := step_of(line)) > step:
                     break
+                if header and line.count(",") + 1 != len(next(csv.reader([first]))):
+                    raise ValueError
                 kept.write(line)
                 steps.append(found)
             if steps != (list(range(1, step + 1)) if header else sorted(steps)):

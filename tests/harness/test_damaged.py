@@ -278,6 +278,8 @@ RUNS = {  # --resume
     "metrics not UTF-8": text("metrics.csv", b"step\n1,\xff\n2,\xff\n"),
     "metrics with noise": lines("metrics.csv", lambda rows: [*rows[:2], "noise\n", *rows[2:]]),
     "metrics with NUL": lines("metrics.csv", lambda rows: [*rows[:2], "\0\0\0\n"]),
+    "metrics with a column less": lines("metrics.csv", lambda rows: [rows[0].replace(",", "-", 1), *rows[1:]]),
+    "metrics with a row too long": lines("metrics.csv", lambda rows: [*rows[:2], rows[2][:-1] + ",1\n"]),
     "metrics with half steps": lines("metrics.csv", lambda rows: [rows[0], "1.0,2\n", "2.0,2\n"]),
     "metrics with 5000 digits": lines("metrics.csv", lambda rows: [rows[0], "1" * 5000 + ",2\n"]),
     "rollouts with a list": lines("rollouts.jsonl", lambda rows: ["[]\n", *rows]),

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -231,6 +232,53 @@ def test_two_processes_cannot_write_one_run(tiny_folder, tmp_path, capsys):
         run(tiny_folder, tmp_path / "run")
     assert "another process is just writing this run" in capsys.readouterr().err
     assert len(run(tiny_folder, tmp_path / "run", steps=1)) == 1
+
+
+MOVED = {
+    "renamed": lambda old, new: old.rename(new),
+    "copied": lambda old, new: shutil.copytree(old, new),
+    "symlinked": lambda old, new: new.symlink_to(old),
+}
+
+
+@pytest.mark.parametrize("how", MOVED)
+def test_a_folder_that_has_moved_goes_on(tiny_folder, tmp_path, how):
+    whole = run(tiny_folder, tmp_path / "whole", steps=2)
+    run(tiny_folder, tmp_path / "run", steps=1)
+    MOVED[how](tmp_path / "run", tmp_path / "new")
+    assert run(tiny_folder, tmp_path / "new", "--resume", steps=2) == whole
+    assert torch.equal(weights(tmp_path / "new"), weights(tmp_path / "whole"))
+
+
+def test_a_symlink_is_the_folder_that_it_leads_to(tiny_folder, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    with runfolder.claim(tmp_path / "run", resume=False, overwrite=False), pytest.raises(SystemExit):
+        run(tiny_folder, tmp_path / "link")
+    assert "another process is just writing this run" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_renamed_while_it_is_written_is_one_line(tiny_folder, tmp_path, monkeypatch, capsys):
+    out, collect = tmp_path / "run", train.collect
+
+    def renames(run, *batch):
+        if run.step == 2:
+            out.rename(tmp_path / "new")
+        return collect(run, *batch)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(train, "collect", renames)
+        run(tiny_folder, out, "--save-every", "1", steps=3)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and error.startswith("error: ") and "No such file or directory" in error
+    assert len(run(tiny_folder, tmp_path / "new", "--resume", steps=3)) == 3
+
+
+def test_a_clock_that_goes_back_changes_nothing(tiny_folder, tmp_path, monkeypatch):
+    whole, back = run(tiny_folder, tmp_path / "whole", steps=2), iter(range(2**31, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(back)))
+    run(tiny_folder, tmp_path / "run", steps=1)
+    assert run(tiny_folder, tmp_path / "run", "--resume", steps=2) == whole
 
 
 def test_a_process_without_the_lock_renames_nothing(tiny_folder, tmp_path):
