@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from harness.warm_start import build_tokenizer
+from policy import Policy, placement
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAP = re.compile(r"### (.+?)\n(.+?)```diff\n# (\S+)\n-(.*?)\n\+(.*?)\n```\n`python (-m pytest .+?)`\n", re.DOTALL)
@@ -17,6 +21,21 @@ each_trap = pytest.mark.parametrize("trap", TRAPS, ids=[trap[0] for trap in TRAP
 
 def words(command):
     return [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', command)]
+
+
+def test_a_prompt_goes_through_the_chat_template_with_the_turn_of_the_assistant_begun():
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}+{{ m.content }}{% endfor %}{% if add_generation_prompt %}#{% endif %}"
+    )
+    chat = Policy(None, tokenizer)
+    assert tokenizer.decode(chat.encode_prompt("1+2=")) == "+1+2=#"
+    assert chat.encode_response("#3")[-1] == tokenizer.eos_token_id
+
+
+def test_trained_weights_are_fp32():
+    for cuda, bf16 in ((False, False), (False, True), (True, False), (True, True)):
+        assert placement(cuda, lora=False, bf16=bf16).weights == torch.float32
 
 
 def test_every_trap_has_a_bug_and_a_test():
@@ -40,7 +59,7 @@ def test_the_bug_makes_the_test_fail(trap, tmp_path):
     _, _, file, line, bug, command = trap
     for part in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
         shutil.copy(part, tmp_path)
-    folders = ("analysis", "fast", "harness", "judges", "maths", "multi_gpu", "tests")
+    folders = ("analysis", "fast", "harness", "judges", "maths", "multi_gpu", "tests", "docs")
     for folder in folders:
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     run = [sys.executable, "-B", *words(command), "-x", "-p", "no:cacheprovider"]
