@@ -46,7 +46,7 @@ class Task:
 
     @property
     def identity(self) -> str:
-        """Tells tasks apart: a hash of every problem and every demonstration that takes part, in their order."""
+        """A hash of every problem and demonstration, in their order."""
         everything = [[*astuple(p), a.text if a else None] for p, a in zip(self.problems, self.anchors, strict=True)]
         return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:16]
 

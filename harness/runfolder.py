@@ -22,7 +22,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import fields
 from operator import index
 from pathlib import Path
@@ -32,7 +32,6 @@ import torch
 import transformers
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from torch import Tensor
 from torch.optim import Optimizer
 
 from harness.config import Config
@@ -94,10 +93,7 @@ def aside(path: Path) -> Iterator[IO[str]]:
 
 
 def sync(*paths: Path) -> None:
-    """Waits until these files and folders are on the disk: what is renamed before that may be empty after a power cut.
-
-    A folder's part of it are the names that it holds.
-    """
+    """Waits until these files, and the names in these folders, are on the disk: a power cut then leaves them whole."""
     for path in paths:
         number = os.open(path, os.O_RDONLY)
         try:
@@ -125,10 +121,9 @@ def clear(out: Path) -> None:
 
 
 def changed(folder: Path, about: dict[str, Any]) -> list[str]:
-    """What has another value in the folder's config.json than in `about`, FREE apart: `--lr was 0.0001, is 0.001`.
+    """What differs from the config.json of a run or checkpoint, FREE apart: `--lr was 0.0001, is 0.001`.
 
-    The folder is a run's or a checkpoint's, which may have come from another run. A flag that is not in the file, as it
-    is younger, had its default.
+    A flag that is not in the file, as it is younger, had its default.
     """
     path = folder / "config.json"
     try:
@@ -199,32 +194,29 @@ def save_checkpoint(out: Path, policy: Policy, optimizer: Optimizer, trainer: di
 
 
 def load_trainer(checkpoint: Path, optimizer: Optimizer) -> dict[str, Any]:
-    """What save_checkpoint was given; sets the optimiser's state, at its own rate, and the random states.
+    """What save_checkpoint was given; sets the optimiser's state, not its rate, and the random states.
 
-    Tensors and plain values only, no pickled code. The state is compared with the parameters: AdamW's fused kernel
-    would read beyond the end of a tensor that is too small.
+    No pickled code is run. AdamW's fused kernel would read beyond the end of a state that is too small.
     """
     path, parameters = checkpoint / "trainer.pt", optimizer.param_groups[0]["params"]
     with one_line(f"{path} cannot be read, or is of another run", Exception):  # a damaged file fails in any way
         trainer = torch.load(path, weights_only=True, map_location="cpu")
         state, entropy = trainer["optimizer"]["state"], trainer["start_entropy"]
-        if type(trainer["step"]) is not int or str(trainer["step"]) != (checkpoint / "step").read_text():
-            raise ValueError(f"it is of step {trainer['step']}, which the file `step` denies")
-        if not (entropy is None or (isinstance(entropy, float) and math.isfinite(entropy))):
-            raise ValueError(f"its start_entropy is {entropy}")
-        fresh = [{"step": torch.tensor(0.0), "exp_avg": p, "exp_avg_sq": p} for p in parameters]
-        if state and {i: _looks(x) for i, x in state.items()} != {i: _looks(x) for i, x in enumerate(fresh)}:
-            raise ValueError("its optimiser has parameters of other names, shapes or dtypes")
-        for name, x in (item for values in state.values() for item in values.items()):
-            if not x.isfinite().all() or (name != "exp_avg" and (x < 0).any()):
-                raise ValueError(f"{name} of the optimiser holds what AdamW never writes")
+        known = type(trainer["step"]) is int and (entropy is None or 0 <= entropy < math.inf)
+        if not known or str(trainer["step"]) != (checkpoint / "step").read_text():
+            raise ValueError(f"step {trainer['step']!s:.20} or start_entropy {entropy!s:.20} is not what was written")
+        if state and list(state) != list(range(len(parameters))):
+            raise ValueError("its optimiser has other parameters")
+        for i, values in state.items():
+            fresh = {"step": torch.tensor(0.0), "exp_avg": parameters[i], "exp_avg_sq": parameters[i]}
+            for name in fresh.keys() | values.keys():
+                x, y = values[name], fresh[name]
+                fits = (x.shape, x.dtype, x.stride()) == (y.shape, y.dtype, y.stride()) and x.isfinite().all()
+                if not fits or (name != "exp_avg" and (x < 0).any()):
+                    raise ValueError(f"AdamW cannot have written {name} of parameter {i}")
         set_random_state(trainer["random"])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return trainer
-
-
-def _looks(values: dict[str, Tensor]) -> dict[str, Any]:
-    return {name: (x.shape, x.dtype, x.stride()) for name, x in values.items()}
 
 
 def random_state() -> dict[str, Any]:
@@ -260,19 +252,20 @@ def cut_back(out: Path, step: int) -> None:
 def _keep_lines(path: Path, step: int, step_of: Callable[[str], int], header: bool) -> None:
     """A last line without an end is one that a kill has cut. Any other that cannot be read ends the program."""
     steps: list[int] = []
+    if not path.exists() and not (header and step):
+        return
     try:
-        with path.open(encoding="utf-8") if path.exists() else nullcontext(()) as lines, aside(path) as kept:
-            for number, line in enumerate(lines):
-                if header and not number:
-                    kept.write(line)
-                elif not line.endswith("\n") or step_of(line) > step:
+        with path.open(encoding="utf-8") as lines, aside(path) as kept:
+            if header:
+                kept.write(lines.readline())
+            for line in lines:
+                if not line.endswith("\n") or (found := step_of(line)) > step:
                     break
-                else:
-                    steps.append(step_of(line))
-                    kept.write(line)
+                kept.write(line)
+                steps.append(found)
             if steps != (list(range(1, step + 1)) if header else sorted(steps)):
                 raise ValueError
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         fail(f"{path} is damaged behind line {len(steps) + header}, or lacks a step: --overwrite begins the run again")
 
 

@@ -37,16 +37,13 @@ class Session:
     def __init__(self, config: Config) -> None:
         self.config, self.out = config, Path(config.out)
         self.stop: list[int] = []  # signals that ask the run to stop
-        self.around = ExitStack()
 
     def __enter__(self) -> Session:
         config = self.config
-        self.checkpoint = self.around.enter_context(runfolder.claim(self.out, config.resume, config.overwrite))
-        try:
+        with ExitStack() as around:  # left behind only if the folder is refused
+            self.checkpoint = around.enter_context(runfolder.claim(self.out, config.resume, config.overwrite))
             self.refuse_another_run(asdict(config))
-        except SystemExit:
-            self.around.close()
-            raise
+            self.around = around.pop_all()
         return self
 
     def refuse_another_run(self, about: dict[str, Any]) -> None:
@@ -137,16 +134,19 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """Errors that a user can do something about become one line; others go on their way."""
+        told = ""
         try:
+            if isinstance(error, JudgeDown) and hasattr(self, "before"):
+                runfolder.set_random_state(self.before)  # on resume the step is taken again, as it would have been
+                self.save()
             if isinstance(error, JudgeDown | FloatingPointError):
-                if isinstance(error, JudgeDown) and hasattr(self, "before"):
-                    runfolder.set_random_state(self.before)  # on resume the step is taken again, as it would have been
-                    self.save()
-                fail(f"{error}. {self.how_to_go_on(again=isinstance(error, JudgeDown))}")
-            if isinstance(error, OSError) and hasattr(self, "run"):
-                fail(f"--out {self.out}: {first_line(error)}. Make room, or allow writing. {self.how_to_go_on()}")
+                told = f"{error}. {self.how_to_go_on(again=isinstance(error, JudgeDown))}"
+            elif isinstance(error, OSError) and hasattr(self, "run"):
+                told = f"--out {self.out}: {first_line(error)}. Make room, or allow writing. {self.how_to_go_on()}"
         finally:
             self.around.close()
+        if told:
+            fail(told)
 
     def how_to_go_on(self, again: bool = True) -> str:
         """`again`: the same step may succeed the next time. Called while the folder is still ours."""
