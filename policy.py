@@ -11,15 +11,20 @@ starts from a small one that the project trains first: harness/warm_start.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as hf_logging
 
+from harness import loading
 from harness.console import fail, need
 
 hf_logging.disable_progress_bar()  # of loading and saving: they would break ours
@@ -27,7 +32,7 @@ hf_logging.disable_progress_bar()  # of loading and saving: they would break our
 
 @dataclass(frozen=True)
 class Policy:
-    """The model that is trained, with its tokenizer. `pad_id` may equal `eos_id`: masks come from lengths, not ids."""
+    """The model that is trained, with its tokenizer. `pad_id` may be an end token: masks come from lengths, not ids."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -44,8 +49,23 @@ class Policy:
         return getattr(self.model.config, "max_position_embeddings", None) or 10**9
 
     @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a response; the first is the one that demonstrations are trained with.
+
+        Chat models end a turn with a token of its own (<end_of_turn>, <|end|>), which need not be the tokenizer's eos.
+        So three are asked: the chat template, the tokenizer, and the model's generation_config. What the latter names
+        counts only if it is an added token: from a config without a tokenizer, it may be any word.
+        """
+        own = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        listed = own if isinstance(own, list) else [own]
+        added = [token for token in listed if token in self.tokenizer.added_tokens_decoder]
+        found = [turn_end(self.tokenizer), self.tokenizer.eos_token_id, *added]
+        return tuple(dict.fromkeys(token for token in found if token is not None))
+
+    @property
     def eos_id(self) -> int:
-        return self.tokenizer.eos_token_id
+        """The end token that demonstrations are trained with."""
+        return self.end_ids[0]
 
     @property
     def pad_id(self) -> int:
@@ -56,15 +76,72 @@ class Policy:
         return self.model.device
 
     def encode_prompt(self, question: str) -> list[int]:
-        """The prompt's token ids: the chat template where the tokenizer has one, else the question as it stands."""
+        """The prompt's token ids: the chat template where the tokenizer has one, else the question as it stands.
+
+        Without a template, a tokenizer that begins every text with a BOS token does so here: base models such as
+        Gemma's and Llama 3's have never seen a text without it.
+        """
         if self.tokenizer.chat_template:
             chat = [{"role": "user", "content": question}]
-            return self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-        return self.tokenizer.encode(question, add_special_tokens=False)
+            template = self.tokenizer.apply_chat_template
+            return template(chat, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True)
+        ids, bos = self.encode_text(question), self.tokenizer.bos_token_id
+        adds_bos = bos is not None and self.tokenizer.encode("")[:1] == [bos]
+        return [bos, *ids] if adds_bos and ids[:1] != [bos] else ids
 
     def encode_response(self, text: str) -> list[int]:
         """A whole response's token ids, with the end token: stopping has to be trained too."""
-        return [*self.tokenizer.encode(text, add_special_tokens=False), self.eos_id]
+        return [*self.encode_text(text), self.eos_id]
+
+    def encode_text(self, text: str) -> list[int]:
+        """Text as data: a control token that is written out in it, like <|im_end|>, is not one."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    @cached_property
+    def token_ids(self) -> tuple[int, list[int]]:
+        """How many ids there are up to the last one that has a token, and which of them have none."""
+        known = set(self.tokenizer.get_vocab().values())
+        return max(known) + 1, sorted(set(range(max(known))) - known)
+
+    def of_tokens(self, logits: Tensor) -> Tensor:
+        """Logits (..., V) of ids that have a token, from the model's (..., outputs): sampled and trained alike.
+
+        Vocabularies are padded (Qwen2.5: 151,936 outputs, 151,665 tokens). An id without a token decodes to nothing, so
+        the text that is scored would not be what was sampled. Outputs behind the last token are cut off, others -inf.
+        """
+        size, gaps = self.token_ids
+        logits = logits[..., :size]
+        return logits.index_fill(-1, torch.tensor(gaps, device=logits.device), -torch.inf) if gaps else logits
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that the chat template puts behind a turn of the assistant; None if there is no such thing."""
+    if not tokenizer.chat_template:
+        return None
+    chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+    except TemplateError:  # for a prompt alone
+        return None
+    _, found, behind = text.rpartition("ANSWER")
+    ids = tokenizer.encode(behind.strip(), add_special_tokens=False)
+    return ids[0] if found and ids and ids[0] in tokenizer.added_tokens_decoder else None
+
+
+def pad_left(policy: Policy, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as one tensor (n, P), padded on the left, and its mask (n, P)."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[policy.pad_id] * (width - len(row)) + list(row) for row in rows], device=policy.device)
+    lengths = torch.tensor([len(row) for row in rows], device=policy.device)
+    return ids, torch.arange(width, device=policy.device) >= width - lengths[:, None]
+
+
+def positions_of(attention: Tensor) -> Tensor:
+    """Positions (n, tokens) of a left-padded batch: counted from the first real token.
+
+    The trap: models with absolute positions see another row if padding counts.
+    """
+    return (attention.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def transformer(model: PreTrainedModel) -> PreTrainedModel:
@@ -94,9 +171,10 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, trust: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of what `load_policy` would load, for what can be checked before a model is there."""
-    return AutoTokenizer.from_pretrained(resolve_model(name))
+    with loading.loading(name):
+        return loading.load_tokenizer(resolve_model(name), trust)
 
 
 @dataclass(frozen=True)
@@ -126,32 +204,56 @@ def load_policy(
     adapter: Path | None = None,
     checkpointing: bool = False,
     bf16: bool = False,
+    trust: bool = False,
 ) -> Policy:
-    """The policy `name`: a hub id, a model folder or a run folder of train.py.
+    """The policy `name`: a hub id, a model folder or a run folder of train.py. Ends the program if it is of no use.
 
     `lora_rank` adds a fresh LoRA, or `adapter`, a saved one that goes on being trained. `checkpointing` recomputes
-    activations in the backward pass instead of keeping them. `bf16` is about a CPU's products, see `placement`. The
-    model stays in eval mode: dropout would make the distribution that is trained another one than that which was
-    sampled.
+    activations in the backward pass instead of keeping them. `bf16` is about a CPU's products, see `placement`. `trust`
+    runs code that comes with the model. The model stays in eval mode: dropout would make the distribution that is
+    trained another one than that which was sampled.
     """
-    where = resolve_model(name)
     place = placement(torch.cuda.is_available(), lora=bool(lora_rank), bf16=bf16)
-    if (Path(where) / "adapter_config.json").exists():  # what LoRA has learned becomes part of the weights
-        peft = need("peft", "a model with LoRA")
-        base = peft.PeftConfig.from_pretrained(where).base_model_name_or_path
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=place.weights)
-        model = peft.PeftModel.from_pretrained(model, where).merge_and_unload().requires_grad_(True)
-        model.name_or_path = base
-    else:
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=place.weights)
-    if lora_rank:
-        model = add_lora(model, lora_rank, adapter)
+    with loading.loading(name):
+        where = resolve_model(name)
+        tokenizer = loading.load_tokenizer(where, trust)
+        if (Path(where) / "adapter_config.json").exists():  # what LoRA has learned becomes part of the weights
+            peft = need("peft", "a model with LoRA")
+            base = peft.PeftConfig.from_pretrained(where).base_model_name_or_path
+            model = loading.load_model(base, place.weights, trust)
+            model = peft.PeftModel.from_pretrained(model, where).merge_and_unload().requires_grad_(True)
+            model.name_or_path = base
+        else:
+            model = loading.load_model(where, place.weights, trust)
+        policy = Policy(model.to(place.device), tokenizer, place.autocast, checkpointing)
+        if lora_rank:
+            policy = replace(policy, model=add_lora(model, lora_rank, adapter).to(place.device))
+        if why := fault(policy):
+            raise ValueError(why)
     if checkpointing:
-        model.activation_checkpointing_enable()
-        for module in model.modules():  # transformers checkpoints in training mode alone. The layer's own flag is not
+        policy.model.activation_checkpointing_enable()
+        for (
+            module
+        ) in policy.model.modules():  # transformers checkpoints in training mode alone. The layer's own flag is not
             if isinstance(module, GradientCheckpointingLayer):  # read by the dropout inside it, which stays off
                 module.training = True
-    return Policy(model.to(place.device), load_tokenizer(where), place.autocast, checkpointing)
+    return policy
+
+
+@torch.no_grad()
+def fault(policy: Policy, optimizer: torch.optim.Optimizer | None = None) -> str | None:
+    """Why this policy is of no use, or None. Asked of what is loaded, and before it is saved over a good checkpoint."""
+    size = policy.model.get_input_embeddings().weight.shape[0]
+    if max(policy.eos_id, policy.pad_id, policy.tokenizer.vocab_size - 1) >= size:
+        return f"its tokenizer has tokens that the model, which has {size}, does not know"
+    states = optimizer.state.values() if optimizer else ()
+    for name, value in [*policy.model.named_parameters(), *(item for state in states for item in state.items())]:
+        if not value.isfinite().all():
+            return f"{name} is not finite"
+    ids = torch.tensor([policy.encode_prompt(loading.PROBE)], device=policy.device)  # (1, P)
+    with policy.autocast():
+        logits = policy.model(input_ids=ids, use_cache=False).logits  # (1, P, V)
+    return None if logits.isfinite().all() else "its logits are not finite"
 
 
 def add_lora(model: PreTrainedModel, rank: int, adapter: Path | None) -> PreTrainedModel:

@@ -9,7 +9,7 @@ fast/ has `sample_groups`, `token_logprobs` and `micro_batches` with the same re
 unless it is given --plain. `python -m fast` shows both side by side.
 
 Letters: B prompts, N rows (responses), P prompt tokens (padded on the left), T completion tokens (padded on the right),
-V vocabulary; n rows of a micro-batch, t its longest completion.
+V tokens of the vocabulary; n rows of a micro-batch, t its longest completion.
 
     python rollout.py    samples one group of four from the warm start and shows the padded batch
 """
@@ -23,9 +23,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
-from policy import Policy
+from policy import Policy, pad_left, positions_of
 from tasks import Problem
 
 PER_ROW = ("tokens", "mask", "logp", "entropy", "group", "is_anchor", "ended")  # tensors with one entry a row
@@ -105,13 +105,17 @@ def sample_groups(
         nothing = torch.zeros(0, 0, device=policy.device)
         return as_rollouts(policy, problems, prompt_ids, prompt_mask, group, nothing.long(), nothing, nothing)
     how = {"do_sample": False} if greedy else {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    how |= {"max_new_tokens": max_new_tokens, "eos_token_id": policy.eos_id, "pad_token_id": policy.pad_id}
+    how |= {"max_new_tokens": max_new_tokens, "eos_token_id": list(policy.end_ids), "pad_token_id": policy.pad_id}
     config = GenerationConfig(**how, output_logits=True, return_dict_in_generate=True)
+    only_tokens = LogitsProcessorList([lambda _, logits: policy.of_tokens(logits)])
     with whole_distribution(policy), policy.autocast():
         ids, attention = prompt_ids[group], prompt_mask[group].long()  # (N, P)
-        out = policy.model.generate(input_ids=ids, attention_mask=attention, generation_config=config)
+        out = policy.model.generate(
+            input_ids=ids, attention_mask=attention, generation_config=config, logits_processor=only_tokens
+        )
     tokens = out.sequences[:, prompt_ids.shape[1] :]  # (N, T)
-    logp, entropy = logp_and_entropy(torch.stack(out.logits, dim=1), tokens, temperature)  # (N, T), of (N, T, V)
+    logits = policy.of_tokens(torch.stack(out.logits, dim=1))  # (N, T, V)
+    logp, entropy = logp_and_entropy(logits, tokens, temperature)  # (N, T)
     return as_rollouts(policy, problems, prompt_ids, prompt_mask, group, tokens, logp, entropy)
 
 
@@ -139,15 +143,16 @@ def as_rollouts(
     prompt_ids: Tensor,  # (B, P)
     prompt_mask: Tensor,  # (B, P)
     group: Tensor,  # (N,)
-    tokens: Tensor,  # (N, T) as sampled, anything after the end token
+    tokens: Tensor,  # (N, T) as sampled, anything after an end token
     logp: Tensor,  # (N, T)
     entropy: Tensor,  # (N, T)
 ) -> Rollouts:
-    """What was sampled as Rollouts, with all that is behind an end token masked."""
+    """What was sampled as Rollouts: what is behind an end token is masked, and the texts are what is before it."""
     if logp.isnan().any():  # one logit that is not finite makes its whole row so
         raise FloatingPointError("the policy's logits are not finite")
-    mask, ended = completion_mask(tokens, policy.eos_id)  # (N, T), (N,)
-    rows = [row[kept].tolist() for row, kept in zip(tokens, mask, strict=True)]
+    mask, ended = completion_mask(tokens, policy.end_ids)  # (N, T), (N,)
+    lengths = (mask.sum(dim=1) - ended.int()).tolist()  # N, without the end tokens
+    rows = [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
     return Rollouts(
         problems=problems,
         prompt_ids=prompt_ids,
@@ -177,30 +182,14 @@ def pad_prompts(policy: Policy, problems: list[Problem]) -> tuple[Tensor, Tensor
     return pad_left(policy, [policy.encode_prompt(problem.question) for problem in problems])
 
 
-def pad_left(policy: Policy, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as one tensor (n, P), padded on the left, and its mask (n, P)."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[policy.pad_id] * (width - len(row)) + list(row) for row in rows], device=policy.device)
-    lengths = torch.tensor([len(row) for row in rows], device=policy.device)
-    return ids, torch.arange(width, device=policy.device) >= width - lengths[:, None]
-
-
-def positions_of(attention: Tensor) -> Tensor:
-    """Positions (n, tokens) of a left-padded batch: counted from the first real token.
-
-    The trap: models with absolute positions see another row if padding counts.
-    """
-    return (attention.cumsum(dim=1) - 1).clamp(min=0)
-
-
-def completion_mask(tokens: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
+def completion_mask(tokens: Tensor, end_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
     """From tokens (N, T): the mask (N, T), True up to and including the first end token, and `ended` (N,).
 
-    >>> completion_mask(torch.tensor([[5, 2, 2], [5, 6, 7]]), eos_id=2)[0].int()
+    >>> completion_mask(torch.tensor([[5, 2, 2], [5, 6, 7]]), end_ids=[2])[0].int()
     tensor([[1, 1, 0],
             [1, 1, 1]], dtype=torch.int32)
     """
-    is_end = tokens == eos_id  # (N, T)
+    is_end = torch.isin(tokens, torch.tensor(end_ids, device=tokens.device))  # (N, T)
     before = is_end.cumsum(dim=1) - is_end.int()  # end tokens strictly before this one
     return before == 0, is_end.any(dim=1)
 
@@ -238,8 +227,8 @@ def token_logprobs(
     with policy.autocast():
         logits = policy.model(
             input_ids=ids, attention_mask=attention, position_ids=positions_of(attention), use_cache=False
-        ).logits[:, -t - 1 : -1]  # (n, t, V): the logits at a position are for the token after it
-    logp, entropy = logp_and_entropy(logits, tokens, temperature)  # (n, t) each
+        ).logits[:, -t - 1 : -1]  # (n, t, outputs): the logits at a position are for the token after it
+    logp, entropy = logp_and_entropy(policy.of_tokens(logits), tokens, temperature)  # (n, t) each
     return logp.masked_fill(~mask, 0.0), entropy.masked_fill(~mask, 0.0) if with_entropy else None
 
 

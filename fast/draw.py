@@ -55,9 +55,9 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
 class ManyEnded(StoppingCriteria):
     """Stops all rows as soon as this share of them has ended, so that these can leave the batch."""
 
-    def __init__(self, eos_id: int, start: int, share: float) -> None:
-        self.eos_id, self.start, self.share = eos_id, start, share
+    def __init__(self, end_ids: Tensor, start: int, share: float) -> None:
+        self.end_ids, self.start, self.share = end_ids, start, share
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
-        ended = (input_ids[:, self.start :] == self.eos_id).any(dim=1)  # (n,)
+        ended = torch.isin(input_ids[:, self.start :], self.end_ids).any(dim=1)  # (n,)
         return (ended.float().mean() >= self.share).expand(len(ended))

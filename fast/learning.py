@@ -16,6 +16,7 @@ see all that is before a token (sliding windows, linear attention), runs its row
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -31,8 +32,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from fast.draw import tempered
 from fast.prompt_cache import full_attention
-from policy import Policy, transformer
-from rollout import Rollouts, positions_of
+from policy import Policy, positions_of, transformer
+from rollout import Rollouts
 
 LOGITS_AT_ONCE = 2**26  # 256 MB of fp32
 NAME = "side_by_side"
@@ -172,7 +173,10 @@ def one_pass_works(policy: Policy) -> bool:
     model = transformer(policy.model)
     if model not in WORKS:
         own = model.config._attn_implementation
-        WORKS[model] = own == "sdpa" and full_attention(policy)
+        try:
+            WORKS[model] = own == "sdpa" and full_attention(policy)
+        except Exception:  # a model that has no such cache
+            WORKS[model] = False
         if WORKS[model]:
             exact = replace(policy, autocast_dtype=None)
             rollouts, rows = small_rollouts(policy), torch.arange(3, device=policy.device)
@@ -182,10 +186,15 @@ def one_pass_works(policy: Policy) -> bool:
                     once, each = (run(exact, rollouts, rows, 3).float() for run in (in_one_pass, in_rows))
                 off = 1e-3 if model.dtype == torch.float32 else 0.05  # bf16 weights round
                 WORKS[model] = torch.allclose(once, each, rtol=off, atol=off * each.std())
+            except torch.OutOfMemoryError:
+                raise
             except Exception:  # a model that cannot take these inputs, whatever it says of it
                 WORKS[model] = False
             if not WORKS[model]:
                 model.set_attn_implementation(own)
+        if not WORKS[model]:
+            why = "its layers need every row whole"
+            print(f"{model.config.model_type}: the learner runs rows as the plain path does, as {why}", file=sys.stderr)
     return WORKS[model]
 
 
@@ -218,8 +227,9 @@ def output_layer(policy: Policy) -> torch.nn.Module | None:
     model = transformer(policy.model)
     if model not in HEADS:
         ids, head = torch.tensor([[policy.eos_id]], device=policy.device), model.get_output_embeddings()
+        plain = isinstance(head, torch.nn.Linear) and model.base_model is not model
         with torch.no_grad(), policy.autocast():
-            same = torch.equal(head(model.base_model(ids).last_hidden_state), model(ids).logits)
+            same = plain and torch.equal(head(model.base_model(ids).last_hidden_state), model(ids).logits)
         HEADS[model] = head if same else None
     return HEADS[model]
 
@@ -236,12 +246,13 @@ def _logprobs(
 
     def part(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         with policy.autocast():
-            logits = hidden if head is None else head(hidden)
+            logits = policy.of_tokens(hidden if head is None else head(hidden))
         logp = tempered(logits.float(), temperature).log_softmax(dim=-1)  # (m, V)
-        entropy = -(logp.exp() * logp).sum(dim=-1) if with_entropy else logp.new_zeros(len(logp))
+        # clamped: an id without a token has probability 0, and 0 * -inf is NaN
+        entropy = -(logp.exp() * logp.clamp(min=-104)).sum(dim=-1) if with_entropy else logp.new_zeros(len(logp))
         return logp.gather(1, tokens[:, None]).squeeze(1), entropy
 
-    at_once = max(1, LOGITS_AT_ONCE // transformer(policy.model).get_output_embeddings().weight.shape[0])
+    at_once = max(1, LOGITS_AT_ONCE // policy.token_ids[0])
     if len(tokens) <= at_once:
         return part(hidden, tokens)
     parts = [

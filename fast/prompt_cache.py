@@ -8,7 +8,8 @@ transformers grows a cache by copying it for every token. Here a token is stored
     Growing    into room that was left for it
     Static     on a GPU, into room that stays where it is for many tokens (cuda_graphs.py)
 
-Departure: only layers of full attention are treated so. A layer with a sliding window keeps transformers' own cache.
+Departure: only layers of full attention are treated so. Others (sliding windows, linear attention) keep transformers'
+own cache.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from torch.nn.functional import pad
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, StaticLayer
 
-from policy import Policy
-from rollout import positions_of
+from policy import Policy, positions_of
 
 ROOM, STATIC_ROOM = 64, 512  # tokens
 
@@ -48,8 +48,8 @@ class Growing(DynamicLayer):
 
     begin = update
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
         self.rooms = None
 
 
@@ -77,8 +77,8 @@ class Static(StaticLayer):
     def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         return super().update(rounded(keys), rounded(values))
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self.keys, self.values = self.keys[indices], self.values[indices]
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.keys, self.values = self.keys[beam_idx], self.values[beam_idx]
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -139,6 +139,6 @@ def run_prompts(
                 keys, values = (x.index_select(0, place) for x in (layer.keys, layer.values))  # (n, heads, P - 1, D)
                 cache.layers[i].begin(keys, values)
             else:
-                layer.batch_select_indices(place)
+                layer.reorder_cache(place)  # any rows, any number of times; all kinds of layers have it
                 cache.layers[i] = layer
     return cache

@@ -13,8 +13,8 @@ import torch
 
 from harness.console import fail
 from judges.prompt import AS_LETTER, LEAD, Counters, prompt
-from policy import Policy
-from rollout import by_length, pad_left, positions_of
+from policy import Policy, pad_left, positions_of
+from rollout import by_length
 from scoring import Scorer
 from tasks import Problem
 
@@ -31,13 +31,10 @@ def local_judge(
     token_ids = grade_tokens(policy, grades)
     numbers = torch.linspace(10, 1, len(grades), dtype=torch.float64)  # (K,)
     reply = AS_LETTER.format(best=grades[0], worst=grades[-1])
-    special = [token.content for token in policy.tokenizer.added_tokens_decoder.values() if token.special]
 
     def encode(problem: Problem, response: str) -> tuple[int, ...]:
-        text = prompt(problem, response, reply)
-        for token in special:  # written out by a response, it would be the token itself, and could end our turn
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        return (*policy.encode_prompt(text), *policy.tokenizer.encode(LEAD, add_special_tokens=False))
+        asked = policy.encode_prompt(prompt(problem, response, reply))  # a token that a response writes out is text
+        return (*asked, *policy.tokenizer.encode(LEAD, add_special_tokens=False))
 
     def scorer(pairs: list[tuple[Problem, str]]) -> list[float]:
         begin = time.perf_counter()

@@ -20,6 +20,7 @@ Where it departs from train.py:
   3. With several updates per batch, logp_old comes from one more forward pass, as TRL does it, not from sampling. With
      vLLM, the factor by which TRL corrects vLLM's log-probs multiplies the weights of the loss.
   4. With vLLM, a response is sampled in the anchor's place too, and thrown away: TRL cuts vLLM's output by position.
+     What ends a turn in the chat template, and is named nowhere else, has to be among its generation_kwargs' stops.
   5. `entropy` is the policy's as it learns, a mean over micro-batches, as is `clip_fraction`; `grad_norm` is that of a
      step's last update. The order of prompts is TRL's.
 
@@ -32,8 +33,8 @@ Where TRL's own losses depart from the papers, or from dagrpo.py (tests/multi_gp
      equally large.
   e. luspo: nothing stands for the longest response in the divisor: loss and gradient are max_completion_length times
      dagrpo.py's.
-  f. Plain prompts get special tokens (a BOS, where there is one), and models no position ids: one with absolute
-     positions sees left-padded prompts shifted. Both hold here too.
+  f. Plain prompts get special tokens, and models no position ids: one with absolute positions sees left-padded prompts
+     shifted. Ids of a padded vocabulary that have no token can be drawn. All three hold here too.
   g. Defaults are a linear schedule, dropout, gradient checkpointing. The command, trl_dagrpo.py, sets train.py's.
 """
 
@@ -123,8 +124,15 @@ class DaGRPOTrainer(trl.GRPOTrainer):
         self._anchors: list[list[int] | None] = []  # of this process's rows: the tokens that take the row's place
         self._added: dict[str, Tensor] = {}  # to be added to TRL's batch, each (n,)
         super().__init__(model, reward_funcs, args, **kwargs)
+        self.eos_token_ids = list(self._policy.end_ids)  # TRL's own leaves out what the chat template ends a turn with
+        if not self.use_vllm:
+            self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
         if self.aux_loss_enabled:
             raise ValueError("the load-balancing loss of MoE models is not done here: router_aux_loss_coef=0")
+
+    @property
+    def _policy(self) -> Policy:
+        return Policy(self.accelerator.unwrap_model(self.model), self.processing_class)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if not self.model.training:
@@ -132,7 +140,7 @@ class DaGRPOTrainer(trl.GRPOTrainer):
         begin, self._anchors = time.perf_counter(), [None] * len(inputs)
         self._first = self.accelerator.process_index * len(inputs)
         if self.recipe.anchors:
-            encode, G = Policy(None, self.processing_class).encode_response, self.num_generations
+            encode, G = self._policy.encode_response, self.num_generations
             for n, row in enumerate(inputs):
                 if row.get("anchor") and (self._first + n) % G == G - 1:  # the last of its group
                     tokens = encode(row["anchor"])

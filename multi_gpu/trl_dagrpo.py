@@ -73,8 +73,6 @@ def parse(argv: list[str]) -> TrlConfig:
     for setting in fields(config):
         if setting.name in REFUSED and getattr(config, setting.name) != setting.default:
             fail(f"--{setting.name.replace('_', '-')} is not done on TRL: take train.py for it")
-    if config.per_device_rows < 1:
-        fail(f"--per-device-rows must be at least 1, not {config.per_device_rows}")
     return config
 
 
@@ -84,7 +82,7 @@ def training_arguments(config: TrlConfig) -> DaGRPOConfig:
     rows, parts = config.batch_prompts * config.group_size, updates * processes
     if rows % parts:
         fail(f"{rows} responses a step cannot be split among {updates} updates on {processes} processes")
-    per_device = max(n for n in range(1, config.per_device_rows + 1) if rows // parts % n == 0)
+    per_device = max(n for n in range(1, min(rows, config.per_device_rows) + 1) if rows // parts % n == 0)
     micro_batches, gpu = rows // parts // per_device, torch.cuda.is_available()
     given = {
         "method": config.method,
@@ -108,6 +106,7 @@ def training_arguments(config: TrlConfig) -> DaGRPOConfig:
         "save_total_limit": config.keep,
         "gradient_checkpointing": config.gradient_checkpointing,
         "bf16": gpu or config.bf16,
+        "trust_remote_code": config.trust_remote_code,
         "use_cpu": not gpu,
     }
     known = {setting.name for setting in fields(DaGRPOConfig) if setting.init}
@@ -184,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
             if args.process_index == 0:
                 held.enter_context(runfolder.claim(out, resume=False, overwrite=config.overwrite))
             task, start = load_task(config), find_start(config.init_from or config.model)
-        tokenizer = load_tokenizer(start)
+        tokenizer = load_tokenizer(start, config.trust_remote_code)
         trainer = DaGRPOTrainer(
             start,
             right,

@@ -8,9 +8,9 @@ from judge_server import KEY, Server
 
 import scoring
 import tasks
-from harness.warm_start import WarmStart, train_warm_start
+from harness.warm_start import WarmStart, build_model, build_tokenizer, train_warm_start
 from maths import verifier
-from policy import save_policy
+from policy import Policy, save_policy
 
 torch.set_num_threads(1)  # models this small are faster so, and leave the other core to whoever else needs it
 
@@ -30,6 +30,28 @@ def tiny_folder(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny") / "model"
     save_policy(tiny, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def untrained():
+    """A policy of random weights, for what does not depend on them."""
+    settings = WarmStart(width=32, layers=1, heads=2, mlp=32)
+    tokenizer = build_tokenizer()
+    model = build_model(settings, tokenizer)
+    return Policy(model.eval(), tokenizer)
+
+
+@pytest.fixture
+def model_folder(untrained, tmp_path):
+    save_policy(untrained, tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def run_folder(untrained, tmp_path):
+    save_policy(untrained, tmp_path / "run" / "checkpoint" / "model")
+    (tmp_path / "run" / "config.json").write_text('{"method": "dagrpo", "seed": 0}')
+    return tmp_path / "run"
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import dataclass, replace
 from math import log
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from dagrpo import METHODS, build_update, group_advantages, policy_loss, rectifi
 from harness import runfolder
 from policy import Policy, load_policy
 
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"  # next to the project: real data, and what makes a real model
 NAN = float("nan")
 ln_2 = log(2)
 tight = {"rtol": 1e-9, "atol": 1e-12}
@@ -127,7 +130,7 @@ def more_rows(case, R, S, **rows):
     return replace(case, R=R, S=S, **{name: torch.cat([getattr(case, name), x]) for name, x in rows.items()})
 
 
-# an anchor of two tokens, p = 0.4 and 0.1; nobody sampled it, so what stands in `old` and `entropy_old` is NaN
+# an anchor of two tokens, p = 0.4 and 0.1; nobody sampled it, so `old` and `entropy_old` are NaN
 anchor = {
     "tokens": tensor([[7, 9, 0, 0]]),
     "mask": tensor([[True, True, False, False]]),
@@ -141,7 +144,7 @@ anchor = {
 
 
 def undistinct_rows():
-    """A right response of S = 6 and a wrong one of S = 4, to stand behind two_responses' S = 10 and S = 1.
+    """A right response of S = 6 and a wrong one of S = 4, to come after two_responses' S = 10 and S = 1.
 
     Eq. 8: 10 - 4 >= 3 kept, 6 - 4 < 3 masked. Eq. 9: 6 - 1 >= 3 kept, 6 - 4 < 3 masked.
     """

@@ -1,11 +1,11 @@
-"""accuracy.py: intervals that cover what they should, and pass@j against its definition."""
+"""eval.py's figures: intervals that cover what they should, and pass@j against its definition."""
 
 import itertools
 
 import pytest
 import torch
 
-from accuracy import interval, pass_at, wilson
+from eval import interval, pass_at, wilson
 
 
 @pytest.mark.parametrize(

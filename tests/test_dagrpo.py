@@ -7,11 +7,10 @@ import subprocess
 import sys
 from dataclasses import FrozenInstanceError
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
-from helpers import NAN, advantage_values, deltas, every_recipe, groups, many, matrices, scored, split
+from helpers import NAN, ROOT, advantage_values, deltas, every_recipe, groups, many, matrices, scored, split
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -23,7 +22,6 @@ from dagrpo import METHODS, conflict_weights, group_advantages, rectification_ma
 from scoring import EXAMPLE
 
 pytestmark = pytest.mark.usefixtures("double_precision")
-ROOT = Path(__file__).resolve().parent.parent
 exact = {"rtol": 0, "atol": 1e-12}
 SCALES = ("none", "group", "mean", "batch", "batch_centred")
 
@@ -331,7 +329,7 @@ few_tokens = st.lists(st.integers(0, 2), min_size=5, max_size=5)
 @given(batch=matrices(st.tuples(advantage_values, st.integers(1, 5), few_tokens), largest_size=4))
 def test_conflict_weights_are_the_slow_loop(batch):
     rows = [row for group in batch for row in group]
-    tokens = torch.tensor([row for _, _, row in rows])  # what stands behind a row's length is garbage
+    tokens = torch.tensor([row for _, _, row in rows])  # after a row's length comes garbage
     mask = torch.arange(5) < torch.tensor([length for _, length, _ in rows])[:, None]
     advantages = torch.tensor([[a for a, _, _ in group] for group in batch])
     weights = conflict_weights(advantages, tokens, mask)

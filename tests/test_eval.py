@@ -1,47 +1,22 @@
-"""eval.py: what it counts of known answers, that greedy is greedy, its files, and bad input."""
+"""eval.py: what it counts of known answers, that greedy is greedy, its tables and its files."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+from dataclasses import asdict
 
-import accuracy
 import datasets
 import pytest
 import torch
+from helpers import SHARED
 
-import eval as evaluation
+import fast
 import rollout
 import scoring
 import tasks
 from analysis import table
-from harness.warm_start import WarmStart, build_model, build_tokenizer
+from eval import evaluate, main, wilson
 from maths import benchmarks, data
-from policy import Policy, load_policy, save_policy
+from policy import load_policy, save_policy
 from rollout import Rollouts
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def untrained():
-    settings = WarmStart(width=32, layers=1, heads=2, mlp=32)
-    tokenizer = build_tokenizer()
-    model = build_model(settings, tokenizer)
-    return Policy(model.eval(), tokenizer)
-
-
-@pytest.fixture
-def model_folder(untrained, tmp_path):
-    save_policy(untrained, tmp_path / "model")
-    return tmp_path / "model"
-
-
-@pytest.fixture
-def run_folder(untrained, tmp_path):
-    save_policy(untrained, tmp_path / "run" / "checkpoint" / "model")
-    (tmp_path / "run" / "config.json").write_text('{"method": "dagrpo", "seed": 0}')
-    return tmp_path / "run"
 
 
 @pytest.fixture
@@ -69,12 +44,12 @@ def known_answers(monkeypatch):
             problems, prompts, prompts > 0, empty, mask, empty, empty, torch.tensor(group), is_anchor, ended, texts
         )
 
-    monkeypatch.setattr(rollout, "sample_groups", sample_groups)
+    monkeypatch.setattr(fast, "sample_groups", sample_groups)
     return calls
 
 
 def run(*flags):
-    evaluation.main([str(flag) for flag in flags])
+    main([str(flag) for flag in flags])
 
 
 # ---------------------------------------------------------------------------------------- evaluate
@@ -83,19 +58,19 @@ def run(*flags):
 def test_known_answers_are_counted_by_level(untrained, known_answers):
     problems = tasks.arithmetic("test", per_level=10)
     mixed = problems[::3] + problems[1::3] + problems[2::3]  # levels need not come in order
-    results = {r.level: r for r in evaluation.evaluate(untrained, mixed, 3, 0.7, 5, 8, seed=0)}
+    results = {r.level: r for r in evaluate(untrained, mixed, 3, 0.7, 5, 8, seed=0)}
     assert set(results) == set(tasks.LEVELS) and {r.problems for r in results.values()} == {10}
     assert [results[level].greedy.accuracy for level in "12345"] == [1, 0, 0, 0, 0]
     assert [results[level].sampled.accuracy for level in "12345"] == pytest.approx([2 / 3] * 5)
     assert (results["1"].greedy.length, results["1"].greedy.ended) == (3, 1)
     assert (results["2"].greedy.length, results["2"].greedy.ended) == (5, 0)
     assert (results["2"].sampled.length, results["2"].sampled.ended) == (5, 1)
-    assert (results["1"].greedy.low, results["1"].greedy.high) == accuracy.wilson(10, 10)
+    assert (results["1"].greedy.low, results["1"].greedy.high) == wilson(10, 10)
 
 
 def test_it_asks_in_batches_and_samples_at_the_temperature(untrained, known_answers):
     problems = tasks.arithmetic("test", per_level=3)  # 15
-    evaluation.evaluate(untrained, problems, 3, 0.7, 5, 8, seed=0)
+    evaluate(untrained, problems, 3, 0.7, 5, 8, seed=0)
     greedy, sampled = [[c for c in known_answers if c["greedy"] is kind] for kind in (True, False)]
     assert [call["rows"] for call in greedy] == [8, 7]
     assert [call["rows"] for call in sampled] == [6] * 7 + [3]
@@ -103,14 +78,14 @@ def test_it_asks_in_batches_and_samples_at_the_temperature(untrained, known_answ
 
 
 def test_k_0_does_not_sample(untrained, known_answers):
-    results = evaluation.evaluate(untrained, tasks.arithmetic("test", per_level=2), 0, 1.0, 5, 8, seed=0)
+    results = evaluate(untrained, tasks.arithmetic("test", per_level=2), 0, 1.0, 5, 8, seed=0)
     assert all(call["greedy"] for call in known_answers) and {r.sampled for r in results} == {None}
 
 
 def test_the_seed_decides_and_the_random_state_stays_as_it_was(untrained, known_answers):
     problems, before = tasks.arithmetic("test", per_level=1), torch.get_rng_state()
     for seed in (1, 1, 2):
-        evaluation.evaluate(untrained, problems, 2, 1.0, 5, 100, seed=seed)
+        evaluate(untrained, problems, 2, 1.0, 5, 100, seed=seed)
     assert torch.equal(before, torch.get_rng_state())
     first, again, other = [c["random"] for c in known_answers if not c["greedy"]]
     assert first == again != other
@@ -118,12 +93,24 @@ def test_the_seed_decides_and_the_random_state_stays_as_it_was(untrained, known_
 
 def test_greedy_is_the_likeliest_token_and_the_same_whatever_the_seed(untrained):
     problems = tasks.arithmetic("test", per_level=2)
-    results = [evaluation.evaluate(untrained, problems, 2, 1.0, 12, 16, seed) for seed in (0, 1, 0)]
+    results = [evaluate(untrained, problems, 2, 1.0, 12, 16, seed) for seed in (0, 1, 0)]
     assert [r.greedy for r in results[0]] == [r.greedy for r in results[1]]
     assert results[0] == results[2]
-    row = rollout.sample_groups(untrained, problems[:1], [1], 1, greedy=True)
+    row = fast.sample_groups(untrained, problems[:1], [1], 1, greedy=True)
     logits = untrained.model(torch.tensor([untrained.encode_prompt(problems[0].question)])).logits
     assert row.tokens[0, 0] == logits[0, -1].argmax()
+
+
+@pytest.mark.parametrize("flags", [[], ["--plain"]])
+def test_both_paths_give_the_same_greedy_answers_and_plain_takes_its_own(tiny_folder, tmp_path, monkeypatch, flags):
+    other = fast if flags else rollout
+    expected = evaluate(load_policy(str(tiny_folder)), tasks.arithmetic("test", 2), 0, 1.0, 20, 16, 0, path=other)
+    monkeypatch.setattr(other, "sample_groups", lambda *_, **__: pytest.fail("the other path"))
+    out = tmp_path / "x.json"
+    small = ("--per-level", 2, "--k", 1, "--max-new-tokens", 20, "--benchmarks", "test", "--out", out)
+    run("--model", tiny_folder, *small, *flags)
+    levels = json.loads(out.read_text())["benchmarks"]["test"]["levels"]
+    assert [level["greedy"] for level in levels] == [asdict(result.greedy) for result in expected]
 
 
 # ---------------------------------------------------------------------------------------- the command
@@ -143,101 +130,14 @@ def test_a_run_folder_gets_its_eval_json(run_folder, capsys):
     assert sorted(path.name for path in run_folder.iterdir()) == ["checkpoint", "config.json", "eval.json"]
 
 
-def test_a_model_folder_is_only_printed_unless_out_is_given(model_folder, tmp_path, capsys):
-    before = set(model_folder.iterdir())
-    run("--model", model_folder, "--benchmarks", "ood", "--limit", 2, "--k", 0, "--max-new-tokens", 4)
-    assert "avg@" not in capsys.readouterr().out and set(model_folder.iterdir()) == before
-    out = tmp_path / "new" / "x.json"
-    run("--model", model_folder, "--benchmarks", "ood", "--limit", 2, "--k", 0, "--max-new-tokens", 4, "--out", out)
-    assert json.loads(out.read_text())["benchmarks"]["ood"]["levels"][0]["sampled"] is None
-
-
 def test_the_warm_start_is_what_load_gives_without_a_name(untrained, monkeypatch, known_answers, capsys):
-    monkeypatch.setattr(evaluation, "load_policy", lambda name: untrained)
+    monkeypatch.setattr("eval.find_start", lambda name: {"warm_start": "the folder"}[name])
+    monkeypatch.setattr("eval.load_policy", lambda name, trust: {"the folder": untrained}[name])
     run("--model", "warm_start", "--per-level", 5, "--k", 2, "--max-new-tokens", 5)
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:5] == ["test", "1", "5", "1.000", "[0.57,"]
     assert lines[6].split() == ["test", "mean", "0.200", "0.500"]
     assert len({line.index("0.500") for line in lines[1:] if "0.500" in line}) == 1
-
-
-def test_a_failing_evaluation_leaves_the_old_result(run_folder, monkeypatch):
-    (run_folder / "eval.json").write_text("old")
-
-    def stop(*_args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(rollout, "sample_groups", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run("--model", run_folder)
-    assert (run_folder / "eval.json").read_text() == "old"
-    assert not list(run_folder.glob("*.partial"))
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--benchmarks", "test,aime"], "'aime'"),
-        (["--benchmarks", "mine"], "'mine'"),
-        (["--benchmarks", "../mine", "--benchmark-dir", "{tmp}"], "'../mine'"),
-        (["--benchmarks", "mine", "--benchmark-dir", "{tmp}"], "has no mine in it"),
-        (["--benchmarks", "aime24", "--benchmark-dir", "{tmp}"], "has no aime24 in it"),
-        (["--benchmarks", "aime24", "--benchmark-dir", "{tmp}/none"], "there is no such folder"),
-        (["--benchmarks", "aime24", "--benchmark-dir", "{tmp}/file"], "there is no such folder"),
-        (["--benchmarks", "amc", "--k", "0", "--benchmark-dir", "{tmp}"], "--k 0: amc is not asked greedily"),
-        (["--benchmarks", ""], "''"),
-        (["--k", "-1"], "--k must be at least 0"),
-        (["--k", "x"], "--k"),
-        (["--temperature", "0"], "--temperature must be above 0"),
-        (["--temperature", "nan"], "--temperature must be above 0"),
-        (["--limit", "0"], "--limit must be at least 1"),
-        (["--per-level", "0"], "--per-level must be at least 1"),
-        (["--per-level", "400"], "level 1 has no 400"),
-        (["--batch", "0"], "--batch must be at least 1"),
-        (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
-        (["--out", "{tmp}"], "is a folder"),
-        (["--out", "{tmp}/file/x.json"], "cannot be written"),
-        (["--model", "{tmp}/none"], "holds no model"),
-        (["--model", "{tmp}/file"], "holds no model"),
-        (["--model", "no-such-folder"], "there is no such folder"),
-        (["--model", "tests/no-such-folder"], "there is no such folder"),
-    ],
-)
-def test_bad_input_gets_one_line_before_a_model_is_loaded(model_folder, tmp_path, monkeypatch, capsys, flags, said):
-    (tmp_path / "file").write_text("")
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(evaluation, "load_policy", lambda name: pytest.fail("the model was loaded first"))
-    with pytest.raises(SystemExit) as stop:
-        run("--model", model_folder, *(flag.format(tmp=tmp_path) for flag in flags))
-    captured = capsys.readouterr()
-    assert stop.value.code == 2 and captured.out == ""
-    assert captured.err.count("\n") == 1 and captured.err.startswith("error: ") and said in captured.err
-
-
-@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_a_damaged_model_gets_one_line(model_folder, capsys, file):
-    (model_folder / file).write_text("{")
-    with pytest.raises(SystemExit) as stop:
-        run("--model", model_folder)
-    assert stop.value.code == 2 and capsys.readouterr().err.startswith(
-        f"error: --model {model_folder} cannot be loaded"
-    )
-
-
-def test_what_the_hub_does_not_have_gets_a_line(monkeypatch, capsys):
-    def load(name):
-        raise OSError("nobody/nothing is not a valid model identifier\nand a long story")
-
-    monkeypatch.setattr(evaluation, "load_policy", load)
-    with pytest.raises(SystemExit) as stop:
-        run("--model", "nobody/nothing")
-    err = capsys.readouterr().err
-    assert stop.value.code == 2 and err.count("\n") == 1 and "no such folder here" in err and "long story" not in err
-
-
-def test_help_teaches():
-    done = subprocess.run([sys.executable, "eval.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "pass@1" in done.stdout and "python eval.py --model runs/dagrpo" in done.stdout
 
 
 # ---------------------------------------------------------------------------------------- benchmarks not built in
@@ -268,13 +168,13 @@ def folder(tmp_path):
 @pytest.fixture
 def asked(monkeypatch):
     """Notes what is sampled, and calls every response of an even number of characters right."""
-    calls, sample_groups = [], rollout.sample_groups
+    calls, sample_groups = [], fast.sample_groups
 
     def noted(policy, problems, counts, max_new_tokens, temperature=1.0, greedy=False):
         calls.append(([p.question for p in problems], counts, max_new_tokens, temperature, greedy))
         return sample_groups(policy, problems, counts, min(max_new_tokens, 8), temperature, greedy)
 
-    monkeypatch.setattr(rollout, "sample_groups", noted)
+    monkeypatch.setattr(fast, "sample_groups", noted)
     monkeypatch.setattr(scoring, "verify", lambda response, answer: len(response) % 2 == 0)
     return calls
 
@@ -341,7 +241,7 @@ def test_a_stopped_evaluation_goes_on_and_a_finished_one_is_not_repeated(
     run(*command, "--out", tmp_path / "whole.json")
     calls, out = len(asked), tmp_path / "x.json"
     asked.clear()
-    noted, left = rollout.sample_groups, [True, True, True, False]
+    noted, left = fast.sample_groups, [True, True, True, False]
 
     def stops(*args, **flags):
         if not left.pop(0):
@@ -349,7 +249,7 @@ def test_a_stopped_evaluation_goes_on_and_a_finished_one_is_not_repeated(
         return noted(*args, **flags)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rollout, "sample_groups", stops)
+        patch.setattr(fast, "sample_groups", stops)
         with pytest.raises(SystemExit) as stop:
             run(*command, "--out", out)
     assert stop.value.code == 130 and "the same command goes on" in capsys.readouterr().err and not out.exists()
@@ -423,7 +323,7 @@ def test_nothing_is_kept_without_a_place(tiny_folder, folder, asked, monkeypatch
 
 @pytest.mark.extra
 def test_all_nine_benchmarks_are_asked(tiny_folder, tmp_path, capsys):
-    where = ROOT.parent / "shared" / "data" / "benchmarks"
+    where = SHARED / "data" / "benchmarks"
     if not where.is_dir():
         pytest.skip("there is no ../shared/data/benchmarks")
     names, out = ",".join(benchmarks.PAPER), tmp_path / "x.json"

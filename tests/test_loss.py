@@ -1,4 +1,4 @@
-"""What holds of the losses of any batch: invariants, divisors, and the terms beside the surrogate, one by one."""
+"""What holds of the losses of any batch: invariants, divisors, and the terms added to the surrogate, one by one."""
 
 import math
 from dataclasses import replace
@@ -184,7 +184,7 @@ def test_an_unknown_divisor_is_an_error():
 
 @pytest.mark.parametrize("divisor", ["constant", "sequence", "tokens"])
 def test_masked_and_no_signal_rows_stay_in_the_divisor(divisor):
-    """Eq. 10's 1/G is not the number kept: what two_responses get shrinks by half beside two rows that get nothing."""
+    """Eq. 10's 1/G is not the number kept: two more rows that get nothing halve what two_responses get."""
     recipe = replace(METHODS["dagrpo_on"], divisor=divisor)
     alone, _ = pushes(two_responses(), recipe)
     rows = undistinct_rows()

@@ -1,4 +1,4 @@
-"""The losses (Eq. 2, 10-13 and the recipes' papers): closed forms, and a slow loop beside the tensor code.
+"""The losses (Eq. 2, 10-13 and the recipes' papers): closed forms, and a slow loop against the tensor code.
 
 A push is -dloss/dlogp of a token: what gradient descent adds to its log-prob, up to the step size. What holds of any
 batch is in test_loss.py.

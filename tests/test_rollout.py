@@ -37,7 +37,7 @@ def next_logits(policy, ids):
 
 def test_mask_ends_with_the_first_end_token_also_where_pad_is_the_end_token():
     tokens = torch.tensor([[5, 6, 2, 2, 2], [5, 6, 7, 8, 9], [2, 2, 2, 2, 2]])
-    mask, ended = rollout.completion_mask(tokens, eos_id=2)
+    mask, ended = rollout.completion_mask(tokens, end_ids=[2])
     assert mask.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]
     assert ended.tolist() == [True, False, True]
 

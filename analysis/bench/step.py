@@ -1,4 +1,4 @@
-"""How fast, and how small: a step of this project beside a step of TRL's GRPOTrainer, measured in one go.
+"""How fast, and how small: a step of this project and a step of TRL's GRPOTrainer, measured in turn.
 
 Same model, prompts, group size, response length, precision and setting of gradient checkpointing; a process for each,
 one after the other, several rounds in turn, medians and ratios. What differs, and is the point:
@@ -10,7 +10,7 @@ Rewards and scores are given by the benchmark, so that these shares are exact; h
 run keeps is in its metrics.csv (kept_rows). TRL runs the N rows of a step at once, this project in micro-batches of
 --micro-batch-tokens. TRL's time for sampling contains its rewards, ours rewards, scores and masks.
 
-Beside the ratios: sampling against plain `generate` of the same prompts, and the share of the machine's limits that is
+Besides the ratios: sampling against plain `generate` of the same prompts, and the share of the machine's limits that is
 used: of the rate of large matrix products in the learner, of the memory's bandwidth in decoding.
 
     python -m analysis.bench.step                               the built-in task
@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -29,14 +30,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from torch import Tensor
+from transformers import AutoConfig, GenerationConfig, LogitsProcessor
 
 import fast
+import fast.draw
 import rollout
 import scoring
 import tasks
@@ -53,7 +57,7 @@ class Case:
     """What is measured. `model` None: the built-in policy and its problems, whose prompts have their own lengths."""
 
     model: str | None = None
-    prompts: int = 16  # B
+    prompts: int = 0  # B; 0: 16 of the built-in task, 2 of `model`
     group_size: int = 8  # G
     prompt_tokens: int = 160  # P, of `model`
     new_tokens: int = 64  # T
@@ -61,10 +65,27 @@ class Case:
     checkpointing: bool = False
     bf16: bool = False  # products in bf16 on a CPU, here and there
     whole: bool = False  # every response has all T tokens: what would end one is a token that nobody draws
+    ends: bool = False  # responses end at different lengths, T / 2 on average, wherever they are sampled: `Ends`
     lora_rank: int = 0  # of this project
     warm: int = 2  # steps that are not counted: in them memory is used for the first time, which can be slow
     steps: int = 2
     who: str = "all"  # of CHILDREN
+
+
+class Ends(LogitsProcessor):
+    """Ends responses at different lengths, the same way on both sides: where a number made of a row's last tokens says.
+
+    Whoever generates, every token is the last with probability 2 / T or so, and no row ends otherwise.
+    """
+
+    def __init__(self, eos_id: int, new_tokens: int) -> None:
+        self.eos_id, self.every = eos_id, max(2, new_tokens // 2)
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        last = (ids[:, -1] * 7919 + ids[:, -2] * 104729 + ids.shape[1] * 31) % self.every == 0  # (n,)
+        scores = scores.masked_fill(last[:, None], -torch.inf)
+        scores[:, self.eos_id] = torch.where(last, 0.0, -torch.inf)
+        return scores
 
 
 # ---------------------------------------------------------------------------------------- in a process of its own
@@ -107,8 +128,11 @@ def ours(case: Case) -> dict[str, float]:
     # of 4 neighbours two are right, with S 10 and 5, and two wrong, with 1 and 5: Eq. 8-9 keep the first of each
     scores = [10.0, 1.0, 5.0, 5.0] if case.who == "kept" else [10.0, 1.0]
     run = train.start(config, lambda pairs: [scores[i % len(scores)] for i in range(len(pairs))])
-    run.policy.tokenizer.chat_template = None
+    run.policy.tokenizer.chat_template = run.policy.model.generation_config.eos_token_id = None  # one end token
     pool = [tasks.Problem(question, "0", "", "1") for question in questions(run.policy, case)]
+    if case.ends:  # before the draw
+        ends, sampler = Ends(run.policy.eos_id, case.new_tokens), fast.draw.Sampler.__call__
+        fast.draw.Sampler.__call__ = lambda self, ids, scores: sampler(self, ids, ends(ids, scores))
     if case.whole:
         run.policy.tokenizer.eos_token = never_drawn(run.policy, pool)
     scoring.rewards = alternate
@@ -137,22 +161,28 @@ def learner_work(policy: Policy, pool: list[tasks.Problem], rollouts: Rollouts, 
 
 
 def plain_generate(case: Case) -> dict[str, float]:
-    """`generate` of every prompt G times, with the sampling of sample_groups, beside sample_groups itself."""
+    """`generate` of every prompt G times, with the sampling of sample_groups, and sample_groups itself."""
     policy = load_policy(find_start(case.model), bf16=case.bf16)
     policy.tokenizer.chat_template = None
     pool = [tasks.Problem(question, "0", "", "1") for question in questions(policy, case)]
     ids, mask = (x.repeat_interleave(case.group_size, dim=0) for x in rollout.pad_prompts(policy, pool))
     sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": case.new_tokens}
-    config = GenerationConfig(**sampling, eos_token_id=policy.eos_id, pad_token_id=policy.pad_id)
     policy.model.generation_config = GenerationConfig()
+    config = GenerationConfig(**sampling, eos_token_id=policy.eos_id, pad_token_id=policy.pad_id)
+    ends = [Ends(policy.eos_id, case.new_tokens)] if case.ends else []
+    if case.ends:
+        sampler = fast.draw.Sampler.__call__
+        fast.draw.Sampler.__call__ = lambda self, ids, scores: sampler(self, ids, ends[0](ids, scores))
     steps = []
     for seed in range(case.warm + case.steps):
         torch.manual_seed(seed)
         begin = now()
         with torch.no_grad(), policy.autocast():
-            out = policy.model.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config)
+            out = policy.model.generate(
+                input_ids=ids, attention_mask=mask.long(), generation_config=config, logits_processor=ends
+            )
         plain = now() - begin
-        generated, _ = rollout.completion_mask(out[:, ids.shape[1] :], policy.eos_id)
+        generated, _ = rollout.completion_mask(out[:, ids.shape[1] :], policy.end_ids)
         torch.manual_seed(seed)
         begin = now()
         rollouts = fast.sample_groups(policy, pool, [case.group_size] * len(pool), case.new_tokens)
@@ -199,6 +229,8 @@ def trl(case: Case) -> dict[str, float]:
         model=policy.model, reward_funcs=reward, args=config, train_dataset=prompts, callbacks=[Clock()],
         processing_class=policy.tokenizer,
     )  # fmt: skip
+    if case.ends:
+        policy.model.generate = partial(policy.model.generate, logits_processor=[Ends(policy.eos_id, case.new_tokens)])
     generate, sampled = trainer._generate_and_score_completions, {}
 
     def timed(inputs: Any) -> Any:
@@ -259,6 +291,8 @@ def measure(case: Case) -> dict[str, float]:
     """Runs `case.who` in a process of its own; its figures, and the most memory it had, in GB."""
     command = [sys.executable, "-m", "analysis.bench.step", "--child", json.dumps(asdict(case))]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], env=os.environ)
+    if done.returncode == -signal.SIGKILL:
+        fail(f"the system ended the measurement of {case.who}, most likely for memory: take fewer --prompts or tokens")
     if done.returncode:
         fail(f"the measurement of {case.who} ended with {done.returncode}: {done.stderr.strip()[-400:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -274,8 +308,10 @@ def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
 
     ratios: dict[str, Any] = {}
     for who, suffix in (("kept", ""), ("all", "_all_rows")):
-        ratios[f"step_ratio_vs_trl{suffix}"] = ratio(lambda r, w=who: r["trl"]["step"] / r[w]["step"])
-        ratios[f"learner_ratio_vs_trl{suffix}"] = ratio(lambda r, w=who: r["trl"]["learner"] / r[w]["learner"])
+        for part in ("step", "learner"):  # a token, padding apart: the two sides sample other responses
+            ratios[f"{part}_ratio_vs_trl{suffix}"] = ratio(
+                lambda r, w=who, p=part: r["trl"][p] / r["trl"]["tokens"] / (r[w][p] / r[w]["tokens"])
+            )
         ratios[f"peak_memory_ratio_vs_trl{suffix}"] = ratio(lambda r, w=who: r[w]["peak_gb"] / r["trl"]["peak_gb"])
     ratios["rollout_ratio_vs_generate"] = ratio(lambda r: r["generate"]["plain"] / r["generate"]["ours"])
     ratios["kept_share"] = {who: whole[who]["kept"] for who in ("kept", "all")}
@@ -287,10 +323,11 @@ def machine_share(case: Case, whole: dict[str, dict[str, float]]) -> dict[str, f
     limit, mine = whole["limits"], whole["all"]
     rates = {"learner_share_of_matmul_rate": mine["flop"] / mine["learner"] / limit["flop_per_second"]}
     steps = case.new_tokens / mine["rollout"]
-    return rates | {"decoding_share_of_bandwidth": mine["bytes"] * steps / limit["bytes_per_second"]}
+    rates |= {"decoding_share_of_bandwidth": mine["bytes"] * steps / limit["bytes_per_second"]}
+    return rates | {"decoding_ms_a_step": 1e3 / steps}
 
 
-def table(result: dict[str, Any], rows: int) -> str:
+def bench_table(result: dict[str, Any], rows: int) -> str:
     lines = [f"{'':26s}{'s a step':>9s}{'sampling':>9s}{'learner':>9s}{'sampled':>9s}{'learned':>9s}{'peak':>7s}"]
     lines.append(f"{'':26s}{'':9s}{'s':>9s}{'s':>9s}{'tokens/s':>9s}{'tokens/s':>9s}{'GB':>7s}")
     names = {"trl": "TRL", "all": "here, all rows", "kept": "here, kept rows"}
@@ -304,6 +341,19 @@ def table(result: dict[str, Any], rows: int) -> str:
         )
     flat = {k: v for k, v in chain(result["ratios"].items(), result["machine"].items()) if not isinstance(v, dict)}
     return "\n".join([*lines, "", *(f"{name:36s} {value:6.2f}" for name, value in flat.items())])
+
+
+def check_memory(case: Case) -> None:
+    """One line before hours of work end for memory: TRL makes the logits of all its rows at once, on a CPU in fp32."""
+    if torch.cuda.is_available() or not case.model:
+        return
+    size = AutoConfig.from_pretrained(case.model).get_text_config().vocab_size
+    logits = 4 * case.prompts * case.group_size * (case.new_tokens + 1) * size / 1e9
+    needed = 4 * logits + 6  # they, their log-softmax and the gradients of both; weights, gradients and Adam of 0.3 B
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    print(f"TRL's side will take about {needed:.0f} GB, of {free:.0f} GB that are free", file=sys.stderr)
+    if needed > free:
+        fail(f"--prompts {case.prompts} would not fit: take fewer, or fewer --new-tokens")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -320,6 +370,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, about in numbers.items():
         default = getattr(Case, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=about)
+    parser.add_argument("--ends", action="store_true", help="responses end at different lengths, T / 2 on average")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, here and there")
     parser.add_argument("--bf16", action="store_true", help="products in bf16 on a CPU, here and there")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of all four, in turn")
@@ -332,15 +383,17 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(figures | {"peak_gb": peak_gb()}))
         return
     need("trl", "the comparison with TRL")
+    args.prompts = args.prompts or (2 if args.model else 16)
     if min(args.prompts, args.new_tokens, args.steps, args.rounds, args.micro_batch_tokens) < 1 or args.group_size % 4:
         fail("all numbers must be at least 1, and --group-size a multiple of 4")
     case = Case(**{name: getattr(args, name) for name in asdict(Case()) if hasattr(args, name)})
+    check_memory(case)
     rounds = []
     for _ in progress(range(args.rounds), desc="rounds", unit="round"):
         rounds.append({who: measure(replace(case, who=who)) for who in CHILDREN})
         if args.json:  # as it goes
             write(case, rounds, Path(args.json))
-    print(table(write(case, rounds, args.json and Path(args.json)), case.prompts * case.group_size))
+    print(bench_table(write(case, rounds, args.json and Path(args.json)), case.prompts * case.group_size))
 
 
 def write(case: Case, rounds: list[dict[str, dict[str, float]]], path: Path | None) -> dict[str, Any]:

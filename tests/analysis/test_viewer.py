@@ -167,7 +167,7 @@ def test_the_runs_own_recipe_has_its_flags_and_its_recorded_advantages(tmp_path)
     told = {about["name"]: x for about, x in zip(data["recipes"], data["groups"][0]["recipes"], strict=True)}
     assert told["dagrpo"] == {"A": [0.25, -0.25], "push": [[2, 62.5], [2, -62.5]]}  # 0.25 / (2 rows * 2 tokens)
     assert told["dagrpo_on"]["A"] == [0.5, -0.5]
-    assert replace(METHODS["dagrpo"], divisor="sequence") == viewer.read_config(run).recipe
+    assert replace(METHODS["dagrpo"], divisor="sequence") == viewer.read_recipe(run).recipe
 
 
 def test_which_groups_are_on_the_page_is_said(tmp_path, capsys):
@@ -239,7 +239,7 @@ def damage_ids(run):
         (damage_empty, [], "has no group in it yet"),
         (damage_all_lines, [], "no group in it: 2 malformed lines"),
         (damage_tokenizer, [], "--tokenizer"),
-        (damage_config, [], "config.json does not tell"),
+        (damage_config, [], "config.json lacks method"),
         (damage_ids, [], "it is not the run's"),
         (lambda run: None, ["--steps", "7"], "none of them is in rollouts.jsonl, which has 1"),
         (lambda run: None, ["--steps", "a"], "--steps a"),

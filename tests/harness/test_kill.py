@@ -7,15 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from analysis.table import read_run
 from harness import runfolder
 
 pytestmark = pytest.mark.extra
-ROOT = Path(__file__).resolve().parent.parent
 STEPS = 24
 # the tiny policy is never right, and without signal no weight moves: call every response of even length right
 COMMAND = """
@@ -24,7 +23,7 @@ torch.set_num_threads(1)
 scoring.verify = lambda response, answer: len(response) % 2 == 0
 train.main()
 """
-# every touch of a file beside the checkpoint takes a moment longer, so that a kill finds the writing half done
+# every touch of a checkpoint's file takes a moment longer, so that a kill finds the writing half done
 SLOW = """
 import sys, time
 watched = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}

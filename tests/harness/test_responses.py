@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import fast
 import rollout
 import scoring
 import tasks
@@ -42,13 +43,13 @@ def whole(tiny, tmp_path_factory):
 @pytest.fixture
 def batches(monkeypatch):
     """Notes the size of every batch that is sampled."""
-    sizes, sample_groups = [], rollout.sample_groups
+    sizes, sample_groups = [], fast.sample_groups
 
     def noted(policy, problems, counts, *args, **flags):
         sizes.append(sum(counts))
         return sample_groups(policy, problems, counts, *args, **flags)
 
-    monkeypatch.setattr(rollout, "sample_groups", noted)
+    monkeypatch.setattr(fast, "sample_groups", noted)
     return sizes
 
 
@@ -83,6 +84,12 @@ def test_without_a_file_the_result_is_the_same_and_the_random_state_stays(tiny, 
     before = torch.get_rng_state()
     assert same(responses.collect(tiny, PROBLEMS, SETTINGS, None), whole[1])
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_plain_path_is_taken_where_it_is_handed_in(tiny, whole, monkeypatch):
+    monkeypatch.setattr(fast, "sample_groups", lambda *_, **__: pytest.fail("the other path"))
+    found = responses.collect(tiny, PROBLEMS, SETTINGS, None, sampling=rollout)
+    assert found.right.shape == (4, 3) and found.tokens.min() >= 1 and not same(found, whole[1])
 
 
 def test_another_seed_gives_other_responses_in_every_batch(tiny, tmp_path, whole):
@@ -121,7 +128,7 @@ def test_a_kill_in_the_first_line_begins_anew(tiny, tmp_path, whole, size):
 
 
 def test_a_stopped_evaluation_has_its_whole_batches_on_the_disk(tiny, tmp_path, whole, monkeypatch):
-    path, sample_groups = tmp_path / "b.jsonl", rollout.sample_groups
+    path, sample_groups = tmp_path / "b.jsonl", fast.sample_groups
     left = [True, False]
 
     def stops(*args, **flags):
@@ -129,7 +136,7 @@ def test_a_stopped_evaluation_has_its_whole_batches_on_the_disk(tiny, tmp_path, 
             raise KeyboardInterrupt
         return sample_groups(*args, **flags)
 
-    monkeypatch.setattr(rollout, "sample_groups", stops)
+    monkeypatch.setattr(fast, "sample_groups", stops)
     with pytest.raises(KeyboardInterrupt):
         responses.collect(tiny, PROBLEMS, SETTINGS, path)
     assert path.read_text().splitlines() == whole[0].read_text().splitlines()[:6]
@@ -142,8 +149,8 @@ def test_a_stopped_evaluation_has_its_whole_batches_on_the_disk(tiny, tmp_path, 
 def test_other_settings_are_refused_by_name_and_the_file_is_kept(tiny, tmp_path, whole, batches, capsys, name, value):
     path = tmp_path / "b.jsonl"
     path.write_bytes(whole[0].read_bytes())
-    told = fails(capsys, tiny, PROBLEMS, {**SETTINGS, name: value}, path)
-    assert f"another {name}: {SETTINGS.get(name)!r}, now {value!r}" in told and "--overwrite" in told
+    said = fails(capsys, tiny, PROBLEMS, {**SETTINGS, name: value}, path)
+    assert f"another {name}: {SETTINGS.get(name)!r}, now {value!r}" in said and "--overwrite" in said
     assert path.read_bytes() == whole[0].read_bytes() and batches == []
 
 
@@ -179,10 +186,10 @@ def test_a_full_disk_gets_a_line_and_loses_nothing(tiny, tmp_path, whole, capsys
     lines = whole[0].read_bytes().splitlines(keepends=True)
     resource.setrlimit(resource.RLIMIT_FSIZE, (sum(map(len, lines[:8])), limits[1]))  # in the second batch
     try:
-        told = fails(capsys, tiny, PROBLEMS, SETTINGS, path)
+        said = fails(capsys, tiny, PROBLEMS, SETTINGS, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "goes on after it" in told and path.read_bytes().startswith(b"".join(lines[:6]))
+    assert "goes on after it" in said and path.read_bytes().startswith(b"".join(lines[:6]))
     responses.collect(tiny, PROBLEMS, SETTINGS, path)
     assert path.read_bytes() == whole[0].read_bytes()
 

@@ -1,6 +1,8 @@
 """session.py and runfolder.py: a run goes on where it was, two processes keep apart, and errors are one line."""
 
+import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -101,6 +103,23 @@ def test_a_resumed_run_with_other_flags_is_refused_and_goes_on_with_its_own(tiny
     assert len(run(tiny_folder, tmp_path / "run", "--resume", steps=2)) == 2
 
 
+def masks_all(groups):
+    return replace(groups, keep=torch.zeros_like(groups.keep))
+
+
+def test_an_experiment_is_applied_recorded_and_not_lost_on_resume(tiny_folder, tmp_path, capsys):
+    (row,) = run(tiny_folder, tmp_path / "run", steps=1, change=masks_all)
+    assert row["kept_fraction"] == "0" and row["grad_norm"] == "0"
+    assert not any(any(group["keep"]) for group in groups_of(tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["experiment"] == "masks_all"
+    with pytest.raises(SystemExit) as stop:
+        run(tiny_folder, tmp_path / "run", "--resume")
+    assert stop.value.code == 2 and "a run of another experiment" in capsys.readouterr().err
+    assert len(metrics(tmp_path / "run")) == 1
+    rows = run(tiny_folder, tmp_path / "run", "--resume", change=masks_all)
+    assert [row["grad_norm"] for row in rows] == ["0", "0"]
+
+
 def test_flags_that_change_no_result_may_change_on_resume(tiny_folder, tmp_path):
     run(tiny_folder, tmp_path / "run", steps=1)
     free = ["--save-every", "7", "--keep", "2", "--show-every", "9"]
@@ -157,6 +176,18 @@ def test_bad_input_is_one_clear_line_and_overwrites_nothing(tiny_folder, tmp_pat
     assert err.count("\n") == 1 and err.startswith("error: ") and message in err
     assert (tmp_path / "run" / "metrics.csv").read_text() == "precious"
     assert not (tmp_path / "new" / "config.json").exists()
+
+
+@pytest.mark.parametrize("flag", ["--model", "--init-from", "--judge-model"])
+def test_a_damaged_model_is_named(tiny_folder, tmp_path, capsys, flag):
+    damaged = shutil.copytree(tiny_folder, tmp_path / "damaged")
+    (damaged / "model.safetensors").write_text("{")
+    begin = [] if flag != "--judge-model" else ["--model", str(tiny_folder), "--scorer", "local"]
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--method", "dagrpo", "--out", str(tmp_path / "run"), *begin, flag, str(damaged)])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+
+    assert stop.value.code == 2 and error.startswith(f"error: {damaged} cannot be loaded: ")
 
 
 def test_overwrite_replaces_a_run_and_touches_nothing_else(tiny_folder, tmp_path):

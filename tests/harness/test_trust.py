@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-import eval as evaluation
+import eval
 import train
 from harness import runfolder
 
@@ -32,7 +32,8 @@ def ends_in_one_line(capsys, function, *args):
 
 def test_pickled_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
     torch.save({"step": 1, "random": Evil(tmp_path / "ran")}, tmp_path / "trainer.pt")
-    assert "trainer.pt cannot be read" in ends_in_one_line(capsys, runfolder.load_trainer, tmp_path)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+    assert "trainer.pt cannot be read" in ends_in_one_line(capsys, runfolder.load_trainer, tmp_path, optimizer)
     assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "trainer.pt", weights_only=False)
     assert (tmp_path / "ran").exists(), "it would have been"
@@ -47,5 +48,5 @@ def test_code_that_comes_with_a_model_is_not_run(tiny_folder, tmp_path, capsys):
     (folder / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
     flags = ["--method", "dagrpo", "--steps", "1", "--out", str(tmp_path / "run"), "--model", str(folder)]
     assert "cannot be loaded" in ends_in_one_line(capsys, train.main, flags)
-    assert "cannot be loaded" in ends_in_one_line(capsys, evaluation.main, ["--model", str(folder), "--k", "0"])
+    assert "cannot be loaded" in ends_in_one_line(capsys, eval.main, ["--model", str(folder), "--k", "0"])
     assert not (tmp_path / "ran").exists()

@@ -1,0 +1,105 @@
+"""config.py: presets are flags as one would type them, flags given with them overrule them, and --help shows them."""
+
+import shlex
+from dataclasses import FrozenInstanceError, fields, replace
+from itertools import pairwise
+
+import pytest
+
+import dagrpo
+from harness.config import GROUPS, PRESETS, Config, build_parser, parse
+
+MUST = ["--method", "dagrpo", "--out", "runs/x"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_valid_flags_and_in_the_help(name):
+    config = parse([*MUST, "--preset", name])
+    words = shlex.split(PRESETS[name][1])
+    for flag, value in pairwise(words):
+        if flag.startswith("--") and not value.startswith("--"):
+            assert str(getattr(config, flag[2:].replace("-", "_"))) in (value, str(float_or(value)))
+    assert PRESETS[name][1] in build_parser().format_help()
+
+
+def float_or(value):
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def test_the_default_is_the_builtin_preset():
+    plain, preset = parse(MUST), parse([*MUST, "--preset", "builtin"])
+    assert replace(plain, preset="builtin") == preset
+
+
+def test_the_paper_preset_is_section_6():
+    config = parse([*MUST, "--preset", "paper"])
+    assert (config.batch_prompts, config.batch_prompts // config.updates_per_batch) == (128, 64)
+    assert (config.group_size, config.temperature, config.max_new_tokens, config.lr) == (8, 1.0, 8192, 1e-6)
+    assert (config.steps, config.delta, config.scorer, config.judge_name) == (500, 3.0, "judge", "gpt-4o")
+    recipe = config.recipe
+    assert (recipe.scale, recipe.divisor, config.kl_beta) == ("none", "constant", 0.0)
+
+
+@pytest.mark.parametrize("order", [["--lr", "3e-6", "--preset", "qwen"], ["--preset", "qwen", "--lr", "3e-6"]])
+def test_a_flag_beside_a_preset_overrules_it(order):
+    config = parse([*MUST, *order])
+    assert config.lr == 3e-6 and config.model == "Qwen/Qwen2.5-0.5B-Instruct"
+
+
+def test_flags_overrule_the_recipe_and_nothing_else_does():
+    for method, recipe in dagrpo.METHODS.items():
+        assert parse(["--method", method, "--out", "x"]).recipe == recipe
+    given = ["--scale", "group", "--divisor", "tokens", "--anchor-ratio", "shaped"]
+    choices = {"scale": "group", "divisor": "tokens", "anchor_ratio": "shaped"}
+    assert parse([*MUST, *given]).recipe == replace(dagrpo.METHODS["dagrpo"], **choices)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--preset", "big"], "--preset"),
+        (["--scorer", "judge", "--judge-url", "http://localhost"], "--scorer judge needs --judge-name"),
+        (["--scorer", "local"], "--scorer local needs --judge-model"),
+        (["--scorer", "oracle"], "--scorer"),
+        (["--lora-rank", "-1"], "--lora-rank must be at least 0"),
+        (["--data-limit", "0"], "--data-limit must be at least 1"),
+        (["--judge-concurrency", "0"], "--judge-concurrency must be at least 1"),
+        (["--judge-tokens", "0"], "--judge-tokens must be at least 1"),
+        (["--judge-timeout", "0"], "--judge-timeout must be above 0"),
+        (["--judge-timeout", "inf"], "--judge-timeout must be a finite number"),
+        (["--judge-json", "xml"], "--judge-json"),
+        (["--method", "sft", "--anchor-when", "hard"], "--anchor-when hard: sft samples nothing"),
+    ],
+)
+def test_bad_values_are_one_clear_line(capsys, given, message):
+    with pytest.raises(SystemExit) as stop:
+        parse([*MUST, *given])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("\n") == 1 and message in err
+
+
+def test_settings_cannot_be_changed_in_place():
+    with pytest.raises(FrozenInstanceError):
+        parse(MUST).delta = 0.0
+
+
+def test_every_setting_is_a_flag_with_a_help_text_under_a_title():
+    """As `--learning-rate X`, with an explanation behind it; and no group of flags is forgotten in Config."""
+    text = build_parser().format_help()
+    for group in GROUPS:
+        title = group.__doc__.partition("\n")[0]
+        assert f"\n{title}:\n" in text and issubclass(Config, group)
+    for setting in fields(Config):
+        assert f"\n  --{setting.name.replace('_', '-')}" in text and setting.metadata["help"], setting.name
+    assert [name for group in GROUPS for name in (f.name for f in fields(group))] == [f.name for f in fields(Config)]
+
+
+def test_flags_that_are_gone_are_unknown(capsys):
+    """They were controls, and are functions that an experiment hands to train.main."""
+    for flag in ("--insist", "--random-mask", "--reward-is-score", "--keep-wrong-anchors"):
+        with pytest.raises(SystemExit):
+            parse([*MUST, flag])
+        assert flag in capsys.readouterr().err
