@@ -114,7 +114,7 @@ def test_an_experiment_is_applied_recorded_and_not_lost_on_resume(tiny_folder, t
     assert json.loads((tmp_path / "run" / "config.json").read_text())["experiment"] == "masks_all"
     with pytest.raises(SystemExit) as stop:
         run(tiny_folder, tmp_path / "run", "--resume")
-    assert stop.value.code == 2 and "a run of another experiment" in capsys.readouterr().err
+    assert stop.value.code == 2 and "experiment was masks_all, is " in capsys.readouterr().err
     assert len(metrics(tmp_path / "run")) == 1
     rows = run(tiny_folder, tmp_path / "run", "--resume", change=masks_all)
     assert [row["grad_norm"] for row in rows] == ["0", "0"]
