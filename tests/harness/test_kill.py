@@ -61,7 +61,11 @@ def wait_for_step(process, out, step):
 
 def result(out):
     rows = read_run(out).metrics.drop(columns=list(runfolder.MACHINE), errors="ignore")
-    return rows.to_csv(), (out / "rollouts.jsonl").read_text(), (out / "checkpoint/model/model.safetensors").read_bytes()
+    return (
+        rows.to_csv(),
+        (out / "rollouts.jsonl").read_text(),
+        (out / "checkpoint/model/model.safetensors").read_bytes(),
+    )
 
 
 @pytest.fixture(scope="module")
