@@ -20,15 +20,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.curves import Point, count, curve, style
+from analysis.curves import CurvePoint, curve, over_seeds, style
 from analysis.eight import FAMILIES
 from analysis.experiments.grid import Job, done, run_stage, start_result
+from analysis.run_folders import read_run
 from analysis.saved import read_rows, write_rows
-from analysis.table import read_eval, read_run, signed_interval, t_interval
+from analysis.stats import markdown, signed_interval, t_interval
+from analysis.table import read_eval
 from dagrpo import METHODS
-from harness.console import Parser, fail
+from harness.console import Parser, fail, first_line
 
 LEVELS = ("3", "4", "5")
 RATE, STEPS, SEEDS = "3e-5", 60, 3
@@ -59,48 +62,36 @@ def accuracy(folder: Path) -> float:
 
 
 def result(job: Job, root: Path) -> Result:
-    rows = read_run(root / job.name).rows.values()
-
-    def total(name: str) -> float:
-        return sum(row[name] or 0.0 for row in rows)
-
-    seconds = total("rollout_seconds") + total("train_seconds")
+    totals = read_run(root / job.name).metrics[["responses", "rollout_seconds", "train_seconds"]].sum()
     start = accuracy(start_result(job.seed, root))
-    return Result(job.method, job.seed, start, accuracy(root / job.name), total("responses"), seconds)
+    seconds = totals["rollout_seconds"] + totals["train_seconds"]
+    return Result(job.method, job.seed, start, accuracy(root / job.name), totals["responses"], seconds)
 
 
 # ---------------------------------------------------------------------------------------- the table and the figure
 
 
-def table(results: list[Result]) -> str:
+def table(results: pd.DataFrame) -> str:
     """Markdown: methods in the order of their families, each against its own starts."""
-    heads = ["method", "seeds", "accuracy", "gain over the start", "responses", "seconds"]
-    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-    for name in dict.fromkeys(r.method for r in results):
-        here = [r for r in results if r.method == name]
-        gain = signed_interval(t_interval([r.accuracy - r.start for r in here]))
-
-        def mean(field: str, here: list[Result] = here) -> float:
-            return sum(getattr(r, field) for r in here) / len(here)
-
-        cells = [name, str(len(here)), f"{mean('accuracy'):.3f}", gain]
-        lines.append(f"| {' | '.join(cells)} | {mean('responses'):.0f} | {mean('seconds'):.0f} |")
-    return "\n".join(lines)
+    lines = []
+    for name, here in results.groupby("method", sort=False):
+        gain = signed_interval(t_interval(here["accuracy"] - here["start"]))
+        means = here[["accuracy", "responses", "seconds"]].mean()
+        cells = [f"{means['accuracy']:.3f}", gain, f"{means['responses']:.0f}", f"{means['seconds']:.0f}"]
+        lines.append([name, str(len(here)), *cells])
+    return markdown(["method", "seeds", "accuracy", "gain over the start", "responses", "seconds"], lines)
 
 
-def draw(points: list[Point]) -> Figure:
+def draw(points: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(12.5, 8.2), layout="constrained")
-    axes, last = figure.subplots(2, 2, sharex=True, sharey=True).flatten(), max(point.step for point in points)
+    axes = figure.subplots(2, 2, sharex=True, sharey=True).flatten()
     for ax, (title, members) in zip(axes, FAMILIES.items(), strict=True):
-        there = [name for name in members if any(point.method == name for point in points)]
-        for i, name in enumerate(there):
-            line = [point for point in points if point.method == name]
-            means = [
-                point.mean for point in line
-            ]  # bands of ten methods would hide each other: the table has intervals
-            ax.plot([point.step for point in line], means, label=name, **style(i, len(line)))
+        there = [name for name in members if name in set(points["method"])]
+        for i, name in enumerate(there):  # without bands: those of ten methods would hide each other
+            line = points[points["method"] == name]
+            ax.plot(line["step"], line["mean"], label=name, **style(i, len(line)))
         ax.set_title(title, fontsize=10)
-        ax.set_xlim(0.5, last + 0.5)
+        ax.set_xlim(0.5, points["step"].max() + 0.5)
         ax.grid(alpha=0.3)
         if there:
             ax.legend(fontsize=8, ncols=2, loc="upper left", handlelength=3.5)
@@ -127,19 +118,18 @@ drawn again: python -m analysis.experiments.methods --from {out}
 """
 
 
-def write(results: list[Result], points: list[Point], out: Path) -> None:
-    shown = table(results)
-    seeds = count(max(sum(r.method == name for r in results) for name in {r.method for r in results}), "seed")
-    about = {"levels": ", ".join(LEVELS), "seeds": seeds, "rate": RATE, "smooth": SMOOTH, "table": shown, "out": out}
+def write(results: pd.DataFrame, points: pd.DataFrame, out: Path) -> None:
+    shown, seeds = table(results), int(results.groupby("method").size().max())
+    about = {"levels": ", ".join(LEVELS), "seeds": f"{seeds} seed{'s' * (seeds > 1)}", "rate": RATE, "smooth": SMOOTH}
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_rows(results, out / "methods.csv")
-        if points:
+        if len(points):
             write_rows(points, out / "curves.csv")
-            draw(read_rows(Point, out / "curves.csv")).savefig(out / "methods.png", dpi=100)
-        (out / "methods.txt").write_text(CAPTION.format(**about), encoding="utf-8")
+            draw(read_rows(CurvePoint, out / "curves.csv")).savefig(out / "methods.png", dpi=100)
+        (out / "methods.txt").write_text(CAPTION.format(**about, table=shown, out=out), encoding="utf-8")
     except OSError as error:
-        fail(f"--out {out}: cannot be written ({error.strerror}); choose another folder")
+        fail(f"--out {out}: cannot be written ({first_line(error)}); choose another folder")
     print(shown)
 
 
@@ -148,11 +138,11 @@ def collect(chosen: list[Job], root: Path, out: Path) -> None:
     finished = [job for job in chosen if done(root / job.name)]
     if not finished:
         fail(f"no run in {root} is done")
-    points = []
+    lines = []
     for name in dict.fromkeys(job.method for job in finished):
         runs = [read_run(root / job.name) for job in finished if job.method == name]
-        points += curve("reward", name, runs, SMOOTH)
-    write([result(job, root) for job in finished], points, out)
+        lines.append(curve(over_seeds(runs, "reward"), "reward", name, SMOOTH, most=1.0))
+    write(pd.DataFrame([result(job, root) for job in finished]), pd.concat(lines), out)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -167,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.source:
         source = Path(args.source)
-        return write(read_rows(Result, source / "methods.csv"), read_rows(Point, source / "curves.csv"), source)
+        return write(read_rows(Result, source / "methods.csv"), read_rows(CurvePoint, source / "curves.csv"), source)
     names = args.methods.split(",")
     if unknown := set(names) - set(METHODS):
         fail(f"--methods: there is no {', '.join(sorted(unknown))}; choose from {', '.join(METHODS)}")

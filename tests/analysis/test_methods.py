@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from analysis.curves import Point
+from analysis.curves import CurvePoint
 from analysis.experiments import grid, methods
 from analysis.experiments.methods import Result
 from dagrpo import METHODS
@@ -22,11 +23,13 @@ def test_every_method_has_the_same_flags_and_starts():
         assert config.init_from == str(grid.start_of(job.seed))
 
 
-RESULTS = [
-    Result("grpo", 0, 0.2, 0.5, 3840, 20),
-    Result("grpo", 1, 0.3, 0.7, 3840, 30),
-    Result("hpt", 0, 0.2, 0.6, 3840, 20),
-]
+RESULTS = pd.DataFrame(
+    [
+        Result("grpo", 0, 0.2, 0.5, 3840, 20),
+        Result("grpo", 1, 0.3, 0.7, 3840, 30),
+        Result("hpt", 0, 0.2, 0.6, 3840, 20),
+    ]
+)
 
 
 def test_the_table_is_each_methods_gain_over_its_own_starts():
@@ -37,8 +40,10 @@ def test_the_table_is_each_methods_gain_over_its_own_starts():
 
 
 def test_it_is_drawn_and_printed_again_from_its_csvs(tmp_path, capsys):
-    points = [Point("reward", name, step, 0.1 * step, None, None, 1, None, 10) for name in METHODS for step in (1, 2)]
-    methods.write(RESULTS, points, tmp_path)
+    points = [
+        CurvePoint("reward", name, step, 0.1 * step, None, None, 1, None, 10) for name in METHODS for step in (1, 2)
+    ]
+    methods.write(RESULTS, pd.DataFrame(points), tmp_path)
     said, png = capsys.readouterr().out, (tmp_path / "methods.png").read_bytes()
     (tmp_path / "methods.png").unlink()
     methods.main(["--from", str(tmp_path)])
