@@ -47,7 +47,7 @@ class Policy:
     @property
     def window(self) -> int:
         """The most tokens, prompt and response together, that the model has positions for."""
-        return getattr(self.model.config, "max_position_embeddings", None) or 10**9
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 10**9
 
     @property
     def end_ids(self) -> tuple[int, ...]:

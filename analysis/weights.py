@@ -17,15 +17,16 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.curves import COLOURS
-from analysis.saved import read_rows, write_rows
+from analysis.saved import draw_figure, read_rows, write_rows
 from dagrpo import METHODS, Recipe, Update, surrogate
-from harness.console import Parser, fail
+from harness.console import Parser
 
 ROW = 8  # tokens; the others have ratio 1
 LOW, HIGH, POINTS = 0.15, 7.0, 150  # ratios
@@ -115,15 +116,15 @@ KINDS = {  # the panels in order: the first method in it, and what it is an exam
 }
 
 
-def draw(found: list[Point]) -> Figure:
+def draw(points: pd.DataFrame) -> Figure:
     order = list(KINDS)
-    panels = sorted(dict.fromkeys(p.panel for p in found), key=lambda panel: order.index(panel.split(",")[0]))
+    panels = sorted(points["panel"].unique(), key=lambda panel: order.index(panel.split(",")[0]))
     columns = 5
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(2.8 * columns, 2.75 * rows + 0.5), layout="constrained")
     axes = figure.subplots(rows, columns).flatten()
     for ax, panel in zip(axes, panels, strict=False):
-        here = [p for p in found if p.panel == panel]
+        here = points[points["panel"] == panel]
         (draw_demonstrations if panel == "demonstrations" else draw_ratios)(ax, here)
         ax.set_title(f"{few(panel)}\n{KINDS[panel.split(',')[0]]}", fontsize=9)
         ax.grid(alpha=0.3)
@@ -143,28 +144,24 @@ def few(names: str) -> str:
     return ", ".join(first[:2]) + (f" and {len(first) - 2} more" if first[2:] else "")
 
 
-def lines_of(found: list[Point]) -> dict[str, tuple[list[float], list[float]]]:
-    names = dict.fromkeys(p.line for p in found)
-    return {n: ([p.x for p in found if p.line == n], [p.weight for p in found if p.line == n]) for n in names}
-
-
-def draw_ratios(ax: Axes, found: list[Point]) -> None:
-    for name, (xs, ys) in lines_of(found).items():
+def draw_ratios(ax: Axes, points: pd.DataFrame) -> None:
+    for name, line in points.groupby("line", sort=False):
         below, likely = name.startswith("A <"), f"was {LIKELY}" in name
         look = {"color": COLOURS[below], "linestyle": (0, (4, 1.5)) if below else "-", "alpha": 0.45 if likely else 1}
-        ax.plot(xs, ys, label=name, linewidth=1.8, **look)
+        ax.plot(line["x"], line["weight"], label=name, linewidth=1.8, **look)
     ax.set(xscale="log", xlim=(LOW, HIGH), ylim=(-0.25, 6.5), xlabel="the token's ratio", ylabel="weight")
     ax.xaxis.set_major_locator(FixedLocator([0.2, 0.5, 1, 2, 5]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     ax.axvline(1, color="grey", linewidth=0.6)
-    if "was" in found[0].line:
+    if "was" in points["line"].iloc[0]:
         ax.legend(fontsize=7, loc="upper left")
 
 
-def draw_demonstrations(ax: Axes, found: list[Point]) -> None:
-    for i, (name, (xs, ys)) in enumerate(lines_of(found).items()):
-        ax.plot(xs, ys, label=name, color=COLOURS[2 + i], linestyle=("-", "--", "-.")[i % 3], linewidth=1.8)
+def draw_demonstrations(ax: Axes, points: pd.DataFrame) -> None:
+    for i, (name, line) in enumerate(points.groupby("line", sort=False)):
+        look = {"color": COLOURS[2 + i], "linestyle": ("-", "--", "-.")[i % 3], "linewidth": 1.8}
+        ax.plot(line["x"], line["weight"], label=name, **look)
     ax.set(xlabel="the token's probability", ylabel="weight", ylim=(-0.04, 1.15), xlim=(0, 1))
     ax.legend(fontsize=7, loc="center right")
 
@@ -175,31 +172,27 @@ ratio pi / pi_old is on the axis, and the other 7 tokens of its response have ra
 token hardly moves it, and a narrow clip takes all or nothing. Trust regions look at probabilities: dark lines are of a
 token that was sampled at p = 0.05, pale ones at p = 0.5. Last panel: a demonstration's token, which nobody sampled,
 against its probability under the policy now; chord's is multiplied by mu = 0.1 besides.
-The panels, by their first methods: {panels}.
 
-drawn by:    python -m analysis.weights
-drawn again: python -m analysis.weights --from-csv {csv}
+The panels of ratios, and who is in them:
 """
+
+
+def measure(_: None, path: Path) -> str:
+    """Writes weights.csv, and returns the caption."""
+    found = points()
+    write_rows(found, path)
+    return CAPTION + "\n".join(
+        f"  {panel}" for panel in dict.fromkeys(p.panel for p in found) if panel != "demonstrations"
+    )
+
+
+def redraw(source: Path, out: Path) -> None:
+    draw(read_rows(Point, source)).savefig(out / "weights.png", dpi=110)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.weights", description=__doc__)
-    parser.add_argument("--out", metavar="DIR", help="where to write [results/weights; of --from-csv: its folder]")
-    parser.add_argument("--from-csv", metavar="FILE", help="draw this weights.csv")
-    args = parser.parse_args(argv)
-    out = Path(args.out or (Path(args.from_csv).parent if args.from_csv else "results/weights"))
-    source = Path(args.from_csv) if args.from_csv else out / "weights.csv"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not args.from_csv:
-            write_rows(points(), source)
-        found = read_rows(Point, source)
-        panels = "; ".join(dict.fromkeys(p.panel for p in found if p.panel != "demonstrations"))
-        draw(found).savefig(out / "weights.png", dpi=110)
-        (out / "weights.txt").write_text(CAPTION.format(csv=out / "weights.csv", panels=panels), encoding="utf-8")
-    except OSError as error:
-        fail(f"--out {out}: cannot be written ({error.strerror}); choose another folder")
-    print(f"{out / 'weights.png'}, its numbers in weights.csv, its caption in weights.txt")
+    draw_figure(parser, argv, lambda _: None, measure, redraw, default_out="results/weights")
 
 
 if __name__ == "__main__":
