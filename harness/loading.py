@@ -44,7 +44,12 @@ def load_model(name: str, dtype: torch.dtype, trust: bool) -> PreTrainedModel:
     if getattr(config, "num_hidden_layers", 0) > MOST_LAYERS:
         raise ValueError(f"its config.json asks for over {MOST_LAYERS} layers")
     load = AutoModelForCausalLM.from_pretrained
-    model, info = load(name, dtype=dtype, trust_remote_code=trust, output_loading_info=True)
+    try:
+        model, info = load(name, dtype=dtype, trust_remote_code=trust, output_loading_info=True)
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):  # these words point to a report that is not shown
+            raise
+        raise ValueError("its tensors have other shapes than its config.json says") from error
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{len(missing)} of its tensors are missing, {missing[0]} is the first")
     return model

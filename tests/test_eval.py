@@ -131,7 +131,7 @@ def test_a_run_folder_gets_its_eval_json(run_folder, capsys):
 
 
 def test_the_warm_start_is_what_load_gives_without_a_name(untrained, monkeypatch, known_answers, capsys):
-    monkeypatch.setattr("eval.find_start", lambda name: {"warm_start": "the folder"}[name])
+    monkeypatch.setattr("eval.find_start", lambda name, world: {"warm_start": "the folder"}[name])
     monkeypatch.setattr("eval.load_policy", lambda name, trust: {"the folder": untrained}[name])
     run("--model", "warm_start", "--per-level", 5, "--k", 2, "--max-new-tokens", 5)
     lines = capsys.readouterr().out.splitlines()
