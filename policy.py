@@ -28,6 +28,7 @@ from harness import loading
 from harness.console import fail, need
 
 hf_logging.disable_progress_bar()  # of loading and saving: they would break ours
+NO_END = "no token ends a response: give the tokenizer an eos_token"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Policy:
     @property
     def window(self) -> int:
         """The most tokens, prompt and response together, that the model has positions for."""
-        return getattr(self.model.config, "max_position_embeddings", None) or 10**9
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 10**9
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -87,7 +88,7 @@ class Policy:
             return template(chat, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True)
         ids, bos = self.encode_text(question), self.tokenizer.bos_token_id
         adds_bos = bos is not None and self.tokenizer.encode("")[:1] == [bos]
-        return [bos, *ids] if adds_bos and ids[:1] != [bos] else ids
+        return [bos, *ids] if adds_bos else ids
 
     def encode_response(self, text: str) -> list[int]:
         """A whole response's token ids, with the end token: stopping has to be trained too."""
@@ -174,7 +175,10 @@ def resolve_model(name: str) -> str:
 def load_tokenizer(name: str, trust: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of what `load_policy` would load, for what can be checked before a model is there."""
     with loading.loading(name):
-        return loading.load_tokenizer(resolve_model(name), trust)
+        tokenizer = loading.load_tokenizer(resolve_model(name), trust)
+        if not Policy(None, tokenizer).end_ids:
+            raise ValueError(NO_END)
+        return tokenizer
 
 
 @dataclass(frozen=True)
@@ -232,10 +236,8 @@ def load_policy(
             raise ValueError(why)
     if checkpointing:
         policy.model.activation_checkpointing_enable()
-        for (
-            module
-        ) in policy.model.modules():  # transformers checkpoints in training mode alone. The layer's own flag is not
-            if isinstance(module, GradientCheckpointingLayer):  # read by the dropout inside it, which stays off
+        for module in policy.model.modules():  # transformers checkpoints in training mode alone. The layer's own flag
+            if isinstance(module, GradientCheckpointingLayer):  # is not read by the dropout inside it, which stays off
                 module.training = True
     return policy
 
@@ -243,6 +245,8 @@ def load_policy(
 @torch.no_grad()
 def fault(policy: Policy, optimizer: torch.optim.Optimizer | None = None) -> str | None:
     """Why this policy is of no use, or None. Asked of what is loaded, and before it is saved over a good checkpoint."""
+    if not policy.end_ids:
+        return NO_END
     size = policy.model.get_input_embeddings().weight.shape[0]
     if max(policy.eos_id, policy.pad_id, policy.tokenizer.vocab_size - 1) >= size:
         return f"its tokenizer has tokens that the model, which has {size}, does not know"

@@ -82,8 +82,6 @@ class Session:
         about |= {"anchors": task.fates, "problems": len(task.problems), "content": task.identity}
         self.refuse_another_run(about)
         if self.checkpoint:
-            if runfolder.changed(self.out, {"method": config.method, "experiment": run.experiment}):
-                fail(f"--resume: {self.out} holds a run of another experiment; go on with the command that began it")
             runfolder.cut_back(self.out, run.step)
             print(f"going on after step {run.step} of {config.steps}", file=sys.stderr)
             return

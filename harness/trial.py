@@ -17,10 +17,10 @@ def try_out(policy: Policy) -> None:
 
 @torch.no_grad()
 def trouble_of(policy: Policy) -> str:
-    """What keeps this model from being trained here, or "": it has to say in a batch what it says of a row alone.
+    """What keeps this model from being trained here, or "": in a padded batch it must predict what it does for a row.
 
-    Tried out with two rows of a few tokens: what `generate` continues them with, and a pass over the padded rows,
-    against a pass over each row by itself. There are models that see padding, or count positions from another number.
+    This is tried out with two rows of a few tokens: the logits of `generate` and of a pass over both are compared with
+    those of a pass over each row by itself. Some models see padding, or count positions from another number.
     """
     if not policy.end_ids:
         return "no token ends a response: give the tokenizer an eos_token"
@@ -42,5 +42,5 @@ def trouble_of(policy: Policy) -> str:
     off = 0.01 if policy.model.dtype == torch.float32 else 0.2  # bf16 weights round
     for found in (torch.stack(out.logits, dim=1), padded):
         if not (found - alone).std() <= off * alone.std():
-            return "in a padded batch, this model does not say what it says of a row alone"
+            return "in a padded batch, this model predicts something else than for a row alone"
     return ""

@@ -28,7 +28,7 @@ from datasets import Dataset
 from anchors import Anchor
 from harness import runfolder
 from harness.config import GROUPS, Config, ConfigParser, build_parser, check, flag, preset_flags
-from harness.console import fail
+from harness.console import fail, one_line
 from harness.prepare import load_task
 from harness.warm_start import find_start
 from judges.prompt import JudgeDown
@@ -107,6 +107,7 @@ def training_arguments(config: TrlConfig) -> DaGRPOConfig:
         "gradient_checkpointing": config.gradient_checkpointing,
         "bf16": gpu or config.bf16,
         "trust_remote_code": config.trust_remote_code,
+        "chat_template_kwargs": {"sanitize_control_tokens": True},  # a question is text: see policy.encode_prompt
         "use_cpu": not gpu,
     }
     known = {setting.name for setting in fields(DaGRPOConfig) if setting.init}
@@ -184,15 +185,17 @@ def main(argv: list[str] | None = None) -> None:
                 held.enter_context(runfolder.claim(out, resume=False, overwrite=config.overwrite))
             task, start = load_task(config), find_start(config.init_from or config.model)
         tokenizer = load_tokenizer(start, config.trust_remote_code)
-        trainer = DaGRPOTrainer(
-            start,
-            right,
-            args,
-            as_function(task.scorer),
-            train_dataset=to_dataset(task.problems, task.anchors, chat=bool(tokenizer.chat_template)),
-            processing_class=tokenizer,
-            callbacks=[MetricsWriter(out, config.updates_per_batch)],
-        )
+        tokenizer.split_special_tokens = not tokenizer.chat_template  # the same for plain prompts
+        with one_line(f"TRL cannot train {start}", OSError, ValueError):
+            trainer = DaGRPOTrainer(
+                start,
+                right,
+                args,
+                as_function(task.scorer),
+                train_dataset=to_dataset(task.problems, task.anchors, chat=bool(tokenizer.chat_template)),
+                processing_class=tokenizer,
+                callbacks=[MetricsWriter(out, config.updates_per_batch)],
+            )
         if args.process_index == 0:
             runfolder.clear(out)
             about = asdict(config) | {"recipe": asdict(args.recipe), "anchors": task.fates}

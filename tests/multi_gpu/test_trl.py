@@ -8,6 +8,7 @@ Where TRL's own losses depart from ours, a test shows by how much: the token div
 advantages of equal rewards, the factor on the KL term.
 """
 
+import copy
 import csv
 import json
 import math
@@ -15,6 +16,7 @@ import os
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,7 @@ import train  # noqa: E402
 from harness.config import Config  # noqa: E402
 from multi_gpu import trl_dagrpo  # noqa: E402
 from multi_gpu.trainer import DaGRPOConfig, DaGRPOTrainer, possible  # noqa: E402
-from policy import load_policy  # noqa: E402
+from policy import load_policy, save_policy  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 G, LONGEST, TEMPERATURE = 4, 44, 0.8
@@ -390,6 +392,26 @@ def test_with_vllm_all_rows_are_asked_for_and_anchors_have_no_log_probs(tiny, ti
     tokens, logp = trainer._generate_single_turn([[5]] * 16, None, {}, G)
     assert trainer.asked == 16 and tokens == batch["tokens"]
     assert all((set(row) == {None}) == (n % G == G - 1) and len(row) == len(tokens[n]) for n, row in enumerate(logp))
+
+
+def test_what_ends_a_turn_in_the_chat_template_ends_responses_and_anchors(tiny, tmp_path):
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<unk>\n{% endfor %}"
+    policy = replace(tiny, tokenizer=tokenizer)
+    save_policy(policy, tmp_path / "model")
+    trainer = make(tmp_path / "model", record(policy, anchors=True), settings(tmp_path, method="dagrpo"))
+    ends = [tokenizer.unk_token_id, tokenizer.eos_token_id]
+    assert trainer.eos_token_ids == trainer.generation_config.eos_token_id == ends
+    trainer.train()
+    last = [
+        int(tokens[mask.bool()][-1])
+        for batch in trainer._buffered_inputs
+        for tokens, mask, anchor in zip(
+            batch["completion_ids"], batch["completion_mask"], batch["is_anchor"], strict=True
+        )
+        if anchor
+    ]
+    assert last == [ends[0]] * 4
 
 
 def test_this_projects_scorers_and_chats_are_taken():
