@@ -32,8 +32,9 @@ import rollout
 from fast.learning import one_pass_works
 from fast.sampling import sampling_works
 from harness.console import first_line, progress
+from harness.trial import trouble_of
 from harness.warm_start import build_tokenizer
-from policy import Policy, trouble_of
+from policy import Policy
 from tasks import solve
 
 ROOT = Path(__file__).resolve().parent.parent

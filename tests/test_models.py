@@ -13,7 +13,8 @@ from analysis.models import CSV, PAGE, PROBLEMS, differences, read, table, tiny,
 from fast import prompt_cache
 from fast.learning import one_pass_works
 from fast.sampling import sampling_works
-from policy import load_policy, save_policy, trouble_of
+from harness import trial
+from policy import load_policy, save_policy
 
 # family, is it sampled by the fast path, does the learner run every token once
 FAMILIES = {
@@ -46,7 +47,7 @@ EXTRA = [pytest.param(name, *paths, marks=pytest.mark.extra) for name, paths in 
 )
 def test_both_paths_agree_and_a_row_in_a_batch_is_the_row_alone(family, sampled_fast, one_pass):
     policy = tiny(family)
-    assert trouble_of(policy) == ""
+    assert trial.trouble_of(policy) == ""
     assert (sampling_works(policy), one_pass_works(policy)) == (sampled_fast, one_pass)
     found = differences(policy)  # infinite if greedy tokens differ
     assert found["log_probs"] <= 2e-5 and found["gradients"] <= 1e-5
@@ -89,7 +90,7 @@ REFUSED = {
     "roberta": "in a padded batch",  # its positions begin at 2
     "rwkv": "in a padded batch",  # a recurrence over padding
     "recurrent_gemma": "in a padded batch",  # likewise, with a small effect
-    "gemma4_unified_assistant": "cannot generate text",  # part of another model
+    "gemma4_unified_assistant": "cannot be loaded",  # part of another model
 }
 
 
@@ -97,7 +98,7 @@ REFUSED = {
 def test_a_model_that_cannot_be_trained_is_one_line(tmp_path, capsys, family):
     save_policy(tiny(family), tmp_path / "model")
     with pytest.raises(SystemExit) as stop:
-        load_policy(str(tmp_path / "model"))
+        trial.try_out(load_policy(str(tmp_path / "model")))
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.count("\n") == 1 and REFUSED[family] in said
 
