@@ -1,7 +1,9 @@
 # make demo: watch DaGRPO train next to Dr. GRPO, then look at the curves.   make test: the tests.
 # Both set up everything they need: a virtual environment in .venv with the versions pinned in requirements.txt.
 
+# PIP_ARGS goes to pip, for example to take a CPU build of PyTorch from the index that PyTorch names for it.
 PYTHON ?= python3
+PIP_ARGS ?=
 PY := .venv/bin/python
 DEMO := runs/demo
 DEMO_METHODS := dr_grpo dagrpo_on dagrpo
@@ -26,13 +28,13 @@ figures: .venv/ready  ## redraw every figure in results/ from its CSV, and print
 	$(PY) -m analysis.curves --from-csv results/demo/curves.csv
 	$(PY) -m analysis.conflict --from-csv results/conflict/conflict.csv
 	$(PY) -m analysis.shared --from-csv results/shared/shared.csv
-	$(PY) -m analysis.soak --from-csv results/soak/soak.csv
 	$(PY) -m analysis.bench.growth --from-csv results/growth/growth.csv
 	$(PY) -m analysis.curves --from-csv results/experiments/curves.csv
 	$(PY) -m analysis.experiments.conflict_seeds --from-csv results/experiments/conflict_seeds.csv
 	$(PY) -m analysis.experiments.ablations
 	$(PY) -m analysis.experiments.claims
 	$(PY) -m analysis.bench.sizes
+	$(PY) -m analysis.weights --from-csv results/weights/weights.csv
 
 test: .venv/ready  ## the tests (about 5 minutes)
 	$(PY) -m pytest -m "not extra"
@@ -50,17 +52,19 @@ format: .venv/ready  ## let ruff lay out the code
 clean-demo:  ## forget the demo's runs, so that the next make demo trains again
 	rm -rf $(DEMO)
 
+LOCK := uv pip compile --universal --python-version 3.11 --no-header --no-annotate pyproject.toml
 lock:  ## pin what pyproject.toml asks for to the newest versions (needs uv)
-	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate pyproject.toml -o requirements.txt
-	uv pip compile --universal --python-version 3.11 --all-extras --no-header --no-annotate pyproject.toml -o requirements-extra.txt
+	$(LOCK) --extra dev -o requirements.txt
+	$(LOCK) --all-extras -o requirements-extra.txt
+	sed -i -E '/^(nvidia-|cuda-|triton)/d' requirements.txt requirements-extra.txt  # torch pins its own
 
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "This needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt
+	.venv/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r requirements.txt
 	@touch $@
 
 .venv/ready-extra: .venv/ready requirements-extra.txt
-	.venv/bin/python -m pip install --disable-pip-version-check -q -r requirements-extra.txt
+	.venv/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -r requirements-extra.txt
 	@touch $@

@@ -68,9 +68,10 @@ def rollout_counts(anchors: list[Anchor | None], group_size: int, when: str) -> 
     return [group_size - 1 if anchor and when == "always" else group_size for anchor in anchors]
 
 
-def only_hard(anchors: list[Anchor | None], rewards: torch.Tensor) -> list[Anchor | None]:
-    """The anchors of hard groups alone: those in which no rollout is right, by rewards (B, G)."""
-    return [None if right else anchor for anchor, right in zip(anchors, rewards.any(dim=1).tolist(), strict=True)]
+def only_hard(anchors: list[Anchor | None], rewards: torch.Tensor, gate: int = 0) -> list[Anchor | None]:
+    """The anchors of hard groups alone: at most `gate` rollouts are right, by rewards (B, G) of 0 and 1."""
+    right = rewards.sum(dim=1).tolist()
+    return [anchor if count <= gate else None for anchor, count in zip(anchors, right, strict=True)]
 
 
 def mix(policy: Policy, rollouts: Rollouts, anchors: list[Anchor | None], group_size: int) -> Rollouts:

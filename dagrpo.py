@@ -1,28 +1,21 @@
 """DaGRPO and its neighbours: tensors in, tensors out. This file needs torch alone and can be copied as it is.
 
-Implements, of the DaGRPO paper (arXiv 2512.06337):
-    Eq. 1, 12    group_advantages      how much better a response is than its group
-    Eq. 8, 9     rectification_mask    drop responses that are not clearly better, or worse, than the other side
-    Eq. 2, 10-13 policy_loss           one loss for every recipe of METHODS
-and, of the papers named in METHODS, what each recipe does otherwise. A recipe is data: to make a variant, add a line
-to METHODS. Where the papers are silent, or we depart from them:
-  1. Eq. 10/13 divide by |o|, Section 6 says "no length normalisation". The recipe says which: `divisor`.
-  2. A whole group of equal rewards gets A = 0 exactly, not a rounding error over a tiny standard deviation.
-  3. The KL term (0 unless asked for) covers rollouts only: its estimator is an expectation over the policy's own
-     samples, and an anchor is not one.
-  4. LUFFY's entropy bonus goes through the recipe's divisor like every other token term.
-  5. GTPO's entropies are the sampling policy's, and they carry no gradient: they shape the advantage.
-  6. SFT on the demonstrations is a recipe too: a group is its demonstration alone, with A = 1.
+Of the DaGRPO paper (arXiv 2512.06337), group_advantages is Eq. 1 and 12, rectification_mask Eq. 8-9, and policy_loss
+Eq. 2 and 10-13: one loss for every recipe of METHODS. A recipe is data: to make a variant, add a line to METHODS.
+docs/methods.md teaches them one by one. Where the papers are silent, or we depart from them:
+  1. A group of equal rewards gets A = 0 exactly, not a rounding error over a tiny standard deviation.
+  2. The KL term (0 unless asked for) covers rollouts only: it is a mean over the policy's own samples.
+  3. LUFFY's entropy bonus goes through the divisor. Entropies that choose or weigh tokens carry no gradient.
 
 Letters: B prompts, G responses per prompt, N = B*G rows, T completion tokens. Row n belongs to group n // G.
 
-    python dagrpo.py    one group of eight under every recipe: advantages, what is kept and why, the push on each token
-                        (the page is analysis/eight.py)
+    python dagrpo.py    a group of eight under these recipes: what is kept and why, and the push on each token
 """
 
 from __future__ import annotations
 
 import math
+import runpy
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -37,56 +30,84 @@ class Recipe:
     """A method as a list of independent choices. The defaults are Dr. GRPO's."""
 
     paper: str
+    scale: Literal["none", "group", "mean", "batch", "batch_centred"] = "none"  # what R - baseline is divided by
+    ratio: Literal["token", "sequence", "geometric", "soft", "detached", "one"] = "token"  # of a rollout's tokens
+    divisor: Literal["constant", "sequence", "tokens"] = "constant"  # Eq. 10 divides by |o|, Section 6 does not
+    clip: tuple[float, ...] = (0.8, 1.2)  # least and largest ratio with a gradient; a third: the largest for A < 0
+    trust: tuple[str, float] | None = None  # DPPO, instead of a clip: "tv" or "kl" of a token, and its largest value
     rollouts: bool = True  # False: a group is its demonstration alone, and nothing is sampled (SFT)
-    baseline: Literal["mean", "leave_one_out", "constant"] = "mean"  # what a reward is compared with; constant: A = 1
-    scale: Literal["none", "group"] = "none"  # what the difference is divided by
-    ratio: Literal["token", "sequence", "detached", "one"] = "token"  # importance ratio of a rollout's tokens
-    clip: tuple[float, float] = (1 - 0.2, 1 + 0.2)  # smallest and largest ratio that still gets a gradient
-    divisor: Literal["constant", "sequence", "tokens"] = "constant"  # how token terms become one number
+    baseline: Literal["mean", "leave_one_out", "none", "constant"] = "mean"  # what R is compared with; constant: A = 1
     rectify: bool = False  # DaGRPO's mechanism 1, Eq. 8-9
     anchors: bool = False  # DaGRPO's mechanism 2, Eq. 11: a demonstration takes one place of the group
-    anchor_ratio: Literal["one", "shaped", "log"] = "one"  # Eq. 13 writes none; LUFFY: p / (p + 0.1); SFT: log p
+    anchor_ratio: Literal["one", "shaped", "log", "phi"] = "one"  # Eq. 13 writes none: 1; LUFFY, SFT, CHORD: surrogate
+    mu: float | None = None  # anchors stay outside Eq. 12: A = 1, and the loss is (1 - mu) rollouts + mu anchors
+    gate: int | None = None  # HPT: an anchor only in groups with at most so many right rollouts
     entropy_bonus: float = 0.0  # added to the objective, with gradient
     entropy_penalty: float = 0.0  # taken off the advantage, without
     entropy_limit: float = INF  # rows whose mean entropy is above it are left out
+    top_entropy: float = 1.0  # this share of the update's tokens, those of highest entropy; the others weigh 0
+    stale_limit: float = INF  # rows with A < 0 whose log-probs have fallen further, in the mean, are left out
     conflict_tokens: bool = False  # GTPO: shared tokens count double in positives, not at all in negatives
     resample_rounds: int = 0  # DAPO: a group of equal rewards is sampled again, at most so often
+    kl: Literal["k1", "k2", "k3", "k3_ratio"] = "k3"  # how KL is estimated, if there is a KL term
+
+    @property
+    def couples_groups(self) -> bool:  # does what a group is pushed by depend on what is in the other groups?
+        return "batch" in self.scale or self.divisor == "tokens" or self.top_entropy < 1 or self.mu is not None
 
 
+# The clip is 0.2 where a line does not say where its numbers come from: the authors' text (paper) or code (script).
+# fmt: off
 METHODS = {
-    "grpo": Recipe("arXiv 2402.03300", scale="group", divisor="sequence"),
-    "dr_grpo": Recipe("arXiv 2503.20783"),
-    "dapo": Recipe("arXiv 2503.14476", scale="group", clip=(1 - 0.2, 1 + 0.28), divisor="tokens", resample_rounds=3),
-    "gspo": Recipe("arXiv 2507.18071", scale="group", ratio="sequence", clip=(1 - 3e-4, 1 + 4e-4), divisor="sequence"),
-    "cispo": Recipe("arXiv 2506.13585", scale="group", ratio="detached", clip=(0.0, 5.0), divisor="tokens"),
-    "rloo": Recipe("arXiv 2402.14740", baseline="leave_one_out", ratio="one", clip=(0.0, INF)),
-    "gtpo": Recipe(
-        "arXiv 2508.03772",
-        clip=(0.0, INF),
-        divisor="sequence",
-        conflict_tokens=True,
-        entropy_penalty=0.1,
-        entropy_limit=math.log(2),
-    ),
-    "luffy": Recipe("arXiv 2504.14945", clip=(0.0, INF), anchors=True, anchor_ratio="shaped", entropy_bonus=0.001),
-    "sft": Recipe("", rollouts=False, baseline="constant", divisor="tokens", anchors=True, anchor_ratio="log"),
-    "dagrpo_on": Recipe("arXiv 2512.06337, without anchors", rectify=True),
-    "dagrpo": Recipe("arXiv 2512.06337", rectify=True, anchors=True),
+    # 1. Advantages           paper         scale            ratio        divisor     clip, and what else it has
+    "reinforce": Recipe("Williams 1992", "none",          "token",     "constant", (0.8, 1.2), baseline="none"),
+    "rloo":         Recipe("2402.14740", "none",          "one",       "constant", (0, INF), baseline="leave_one_out"),
+    "grpo":         Recipe("2402.03300", "group",         "token",     "sequence", (0.8, 1.2)),
+    "dr_grpo":      Recipe("2503.20783", "none",          "token",     "constant", (0.8, 1.2)),
+    "maxrl":        Recipe("2602.02710", "mean",          "token",     "tokens",   (0.8, 1.2)),  # script
+    "lite_ppo":     Recipe("2508.08221", "batch",         "token",     "tokens",   (0.8, 1.2)),  # paper; ROLL's config
+    "reinforce_pp": Recipe("2501.03262", "batch_centred", "token",     "tokens",   (0.8, 1.2), kl="k2"),  # paper
+    # 2. Ratios and clips
+    "rgra":         Recipe("2603.18756", "group",         "one",       "sequence", (0, INF)),
+    "dapo":         Recipe("2503.14476", "group",         "token",     "tokens",   (0.8, 1.28), resample_rounds=3),
+    "two_sided":    Recipe("2505.07291", "group",         "token",     "sequence", (0.8, 1.2, 4.0)),  # paper
+    "cispo":        Recipe("2506.13585", "group",         "detached",  "tokens",   (0, 5)),  # 5: ScaleRL
+    "sapo":         Recipe("2511.20347", "group",         "soft",      "sequence", (0, INF)),  # paper: tau in surrogate
+    "dppo_tv":      Recipe("2602.04879", "none",          "detached",  "constant", (0, 20), ("tv", 0.15)),  # script
+    "dppo_kl":      Recipe("2602.04879", "none",          "detached",  "constant", (0, 20), ("kl", 0.05)),  # script
+    "gspo":         Recipe("2507.18071", "group",         "sequence",  "sequence", (1 - 3e-4, 1 + 4e-4)),  # paper
+    "luspo":        Recipe("2602.05261", "group",         "sequence",  "constant", (1 - 2e-3, 1 + 25e-4)),  # paper
+    "gmpo":         Recipe("2507.20673", "group",         "geometric", "sequence", (math.exp(-0.4), math.exp(0.4))),
+    # 3. Which tokens and rows
+    "top_entropy":  Recipe("2506.01939", "group",         "token",     "tokens",   (0.8, 1.28), top_entropy=0.2),
+    "gtpo":         Recipe("2508.03772", "none",          "token",     "sequence", (0, INF), conflict_tokens=True,
+                           entropy_penalty=0.1, entropy_limit=math.log(2)),
+    "deepseek_v32": Recipe("2512.02556", "none",          "token",     "sequence", (0.8, 1.2), stale_limit=0.5,
+                           kl="k3_ratio"),  # the paper gives no limit: TRL's example
+    "dagrpo_on":    Recipe("2512.06337", "none",          "token",     "constant", (0.8, 1.2), rectify=True),
+    # 4. Demonstrations
+    "sft":          Recipe("",           "none",          "token",     "tokens",   (0.8, 1.2), rollouts=False,
+                           baseline="constant", anchors=True, anchor_ratio="log"),
+    "luffy":        Recipe("2504.14945", "none",          "token",     "constant", (0, INF), anchors=True,
+                           anchor_ratio="shaped", entropy_bonus=0.001),
+    "chord":        Recipe("2508.11408", "group",         "token",     "tokens",   (0.8, 1.2), anchors=True,
+                           anchor_ratio="phi", mu=0.1),  # paper: the mu of CHORD-phi
+    "hpt":          Recipe("2509.04419", "none",          "token",     "constant", (0.8, 1.2), anchors=True,
+                           anchor_ratio="log", mu=1.0, gate=0),  # paper: gate 0 for Qwen, 2 of 8 for Llama
+    "dagrpo":       Recipe("2512.06337", "none",          "token",     "constant", (0.8, 1.2), anchors=True,
+                           rectify=True),
 }
+# fmt: on
 
 
 @dataclass(frozen=True)
 class Update:
-    """All that the loss reads about the N rows of one optimiser update, apart from the log-probs being trained.
-
-    It is built once for the whole update, divisor included, and then cut into micro-batches by `rows`: this is why
-    the loss cannot depend on the micro-batch.
-    """
+    """All that the loss reads of the N rows of an update but the log-probs; built once, then cut into micro-batches."""
 
     advantages: Tensor  # (N,)    A, Eq. 1/12
     keep: Tensor  # (N,)    bool, Eq. 8-9 (all True for recipes without a sequence mask)
     mask: Tensor  # (N, T)  bool, True on completion tokens up to and including the first end token
-    weight: Tensor  # (N, T)  1 / divisor, times GTPO's token weight
+    weight: Tensor  # (N, T)  1 / divisor, times what the recipe makes of the token
     logp_old: Tensor  # (N, T)  log-probs under the policy that sampled; not read on anchors' rows
     is_anchor: Tensor  # (N,)    bool
     logp_ref: Tensor | None = None  # (N, T)  log-probs under the reference, if there is a KL term
@@ -94,93 +115,81 @@ class Update:
     def rows(self, index: Tensor) -> Update:
         """The same update's rows `index`, cut to t, the longest completion among them; nothing is recomputed."""
         t = int(self.mask[index].sum(dim=1).max())
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        parts = {name: x if x is None else x[index] for name, x in parts.items()}
-        return Update(**{name: x if x is None or x.dim() == 1 else x[:, :t] for name, x in parts.items()})
+        parts = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return Update(**{name: x if x is None else x[index] if x.dim() == 1 else x[index, :t] for name, x in parts})
+
+    def log_ratio(self, logp: Tensor) -> Tensor:
+        """log pi / pi_old, (N, T). Nobody sampled pads and anchors: 0 there, so that their NaN never enters."""
+        return torch.where(self.mask & ~self.is_anchor[:, None], logp - self.logp_old, 0.0)
 
 
-# ---------------------------------------------------------------------------------------- advantages and masks
+def group_advantages(rewards: Tensor, scale: str = "none", baseline: str = "mean",
+                     apart: Tensor | None = None) -> Tensor:  # fmt: skip
+    """Eq. 1 and 12: advantages (B, G) of rewards (B, G), the whole rollout batch's; a group holds its anchors.
 
-
-def group_advantages(rewards: Tensor, scale: str = "none", baseline: str = "mean") -> Tensor:
-    """Eq. 1 and 12: advantages (B, G) of rewards (B, G); the group holds its anchors, if it has any.
-
-    `scale="group"` divides by the unbiased std plus 1e-4. `baseline="leave_one_out"` compares with the mean of the
-    others (RLOO). Groups of equal rewards get exact zeros. `baseline="constant"` reads no reward: A = 1 (SFT). Raises
-    ValueError for an unknown choice, and for G < 2 where rewards are compared.
-
-    >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
-    tensor([[ 0.7500, -0.2500, -0.2500, -0.2500]])
+    Rows `apart`, bool (B, G), never a group's first, are compared with nothing: A = 1. Groups of equal rewards get 0,
+    exactly, but not with baseline "none". Raises ValueError for an unknown choice, and for rewards that it cannot take.
     """
-    if scale not in ("none", "group") or baseline not in ("mean", "leave_one_out", "constant"):
-        raise ValueError(f"unknown scale {scale!r} or baseline {baseline!r}")
     if baseline == "constant":
         return torch.ones_like(rewards)
     if rewards.dim() != 2 or rewards.shape[1] < 2:
         raise ValueError(f"rewards must be (B, G) with G >= 2, not {tuple(rewards.shape)}")
-    groups = rewards.shape[1]
-    advantages = rewards - rewards.mean(dim=1, keepdim=True)  # (B, G)
-    if baseline == "leave_one_out":
-        advantages = advantages * groups / (groups - 1)  # R - mean of the others = (R - mean) * G / (G - 1)
-    if scale == "group":
-        advantages = advantages / (rewards.std(dim=1, keepdim=True) + 1e-4)
-    no_signal = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)  # (B, 1)
-    return advantages.masked_fill(no_signal, 0.0)
+    apart = torch.zeros_like(rewards, dtype=torch.bool) if apart is None else apart
+    size = (~apart).sum(dim=1, keepdim=True)  # (B, 1)
+    mean = rewards.masked_fill(apart, 0.0).sum(dim=1, keepdim=True) / size
+    centred = (rewards - mean).masked_fill(apart, 0.0)  # (B, G)
+    known = ~(apart | centred.isnan())  # NaN: a reward of the group could not be had
+    differences = {"mean": centred, "leave_one_out": centred * size / (size - 1), "none": rewards}
+    spreads = {  # stds are unbiased, plus 1e-4, as TRL has them; those of the batch are over all groups
+        "group": lambda: (centred.square().sum(dim=1, keepdim=True) / (size - 1)).sqrt() + 1e-4, "none": lambda: 1.0,
+        "batch": lambda: rewards[known].std() + 1e-4, "batch_centred": lambda: centred[known].std() + 1e-4,
+        "mean": lambda: mean.where(mean > 0, 1.0),
+    }  # fmt: skip
+    if scale not in spreads or baseline not in differences or (scale == "mean" and (rewards < 0).any()):
+        raise ValueError(f"unknown scale {scale!r} or baseline {baseline!r}, or a reward below 0 and scale 'mean'")
+    no_signal = ((rewards == rewards[:, :1]) | apart).all(dim=1, keepdim=True) & (baseline != "none")  # (B, 1)
+    return (differences[baseline] / spreads[scale]()).masked_fill(no_signal, 0.0).masked_fill(apart, 1.0)
 
 
 def rectification_mask(advantages: Tensor, scores: Tensor, delta: float = 3.0) -> Tensor:
     """Eq. 8-9: which responses are distinct enough to learn from, bool (B, G), True = keep.
 
     A positive (A > 0) stays if its score S is at least `delta` above the best negative's, a negative (A < 0) if its
-    score is at least `delta` below the worst positive's. A = 0 is on neither side and is never kept. Against an empty
-    side everything is distinct (a maximum over nothing is minus infinity). A NaN score (not to be had) on a response
-    with A != 0 masks its whole group; on one with A = 0 it is not read. Raises ValueError for delta < 0.
+    score is at least `delta` below the worst positive's, and both if there is no other side. A = 0 is never kept. A NaN
+    score (not to be had) masks its whole group if its A != 0. Raises ValueError for delta < 0 and for other shapes.
 
     >>> A, S = torch.tensor([[0.5, 0.5, -0.5, -0.5]]), torch.tensor([[10.0, 4.5, 5.5, 1.0]])
     >>> rectification_mask(A, S, delta=3.0)
     tensor([[ True, False, False,  True]])
     """
-    if delta < 0 or math.isnan(delta):
-        raise ValueError(f"delta must be >= 0, not {delta}")
-    if advantages.shape != scores.shape or advantages.dim() != 2:
-        raise ValueError(f"advantages {tuple(advantages.shape)} and scores {tuple(scores.shape)} must both be (B, G)")
+    if not delta >= 0 or advantages.shape != scores.shape or advantages.dim() != 2:
+        raise ValueError(
+            f"delta {delta} must be >= 0; {advantages.shape} and {scores.shape} must both be the same (B, G)"
+        )
     positive, negative = advantages > 0, advantages < 0  # (B, G)  G+ and G-
     best_negative = scores.masked_fill(~negative, -INF).amax(dim=1, keepdim=True)  # (B, 1)
     worst_positive = scores.masked_fill(~positive, INF).amin(dim=1, keepdim=True)  # (B, 1)
     keep = (positive & (scores - best_negative >= delta)) | (negative & (worst_positive - scores >= delta))
-    unscored = ((positive | negative) & scores.isnan()).any(dim=1, keepdim=True)  # (B, 1)
-    return keep & ~unscored
+    return keep & ~((positive | negative) & scores.isnan()).any(dim=1, keepdim=True)
 
 
 def conflict_weights(advantages: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """GTPO's token weights (N, T) from advantages (B, G), tokens (N, T) and their mask (N, T).
 
-    A token is in conflict if a positive and a negative response of its group share it at its position, and share all
-    tokens before it (positions counted from the start) or all after it (counted from the end). It weighs 2 in
-    positives and 0 in negatives; every other token weighs 1.
+    A token that a positive and a negative of its group share at its position, together with all before it (counted from
+    the start) or all after it (from the end), is in conflict: it weighs 2 in positives, 0 in negatives. Others weigh 1.
     """
     shape = (*advantages.shape, tokens.shape[1])
     tokens, mask = tokens.view(shape), mask.view(shape)  # (B, G, T)
-    length = mask.sum(dim=2, keepdim=True)  # (B, G, 1)
-    mirror = (length - 1 - torch.arange(shape[2], device=tokens.device)) % shape[2]  # (B, G, T) its own inverse
-    from_start = _shared_run(advantages, tokens, mask)
-    from_end = _shared_run(advantages, tokens.gather(2, mirror), mask).gather(2, mirror)
-    conflict = from_start | from_end  # (B, G, T)
-    weights = torch.ones(shape, device=tokens.device)
-    weights[conflict & (advantages > 0)[:, :, None]] = 2.0
-    weights[conflict & (advantages < 0)[:, :, None]] = 0.0
-    return weights.flatten(0, 1)
+    positive, negative = (advantages > 0)[:, None, :, None], (advantages < 0)[:, None, :, None]
 
+    def shared_run(tokens: Tensor) -> Tensor:  # the unbroken run from position 0 that both signs share, (B, G, T)
+        same = (tokens[:, :, None] == tokens[:, None]) & mask[:, :, None] & mask[:, None]  # (B, G, G, T)
+        return ((same & positive).any(dim=2) & (same & negative).any(dim=2)).cumprod(dim=2).bool()
 
-def _shared_run(advantages: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """The unbroken run from position 0 of tokens that a positive and a negative row share there, bool (B, G, T)."""
-    same = (tokens[:, :, None] == tokens[:, None]) & mask[:, :, None] & mask[:, None]  # (B, G, G, T) row, other, token
-    in_positive = (same & (advantages > 0)[:, None, :, None]).any(dim=2)  # (B, G, T)
-    in_negative = (same & (advantages < 0)[:, None, :, None]).any(dim=2)
-    return (in_positive & in_negative).cumprod(dim=2).bool()
-
-
-# ---------------------------------------------------------------------------------------- the loss
+    mirror = (mask.sum(dim=2, keepdim=True) - 1 - torch.arange(shape[2], device=mask.device)) % shape[2]  # its inverse
+    conflict = shared_run(tokens) | shared_run(tokens.gather(2, mirror)).gather(2, mirror)
+    return torch.where(conflict, 1 + advantages.sign()[:, :, None], 1.0).flatten(0, 1)  # 1 + 1, 1 - 1
 
 
 def divisor_weights(mask: Tensor, divisor: str, max_new_tokens: int) -> Tensor:
@@ -189,32 +198,28 @@ def divisor_weights(mask: Tensor, divisor: str, max_new_tokens: int) -> Tensor:
     constant: 1 / (N * max_new_tokens), Dr. GRPO. sequence: the token mean of each row, then the mean over rows, Eq. 2.
     tokens: 1 / all completion tokens of the update, DAPO. Masked and no-signal rows count in N: Eq. 10's 1/G stays.
     """
-    if divisor == "constant":
-        return mask / (len(mask) * max_new_tokens)
-    if divisor == "sequence":
-        return mask / (len(mask) * mask.sum(dim=1, keepdim=True).clamp(min=1))
-    if divisor == "tokens":
-        return mask / mask.sum().clamp(min=1)
-    raise ValueError(f"unknown divisor {divisor!r}")
+    lengths, N = mask.sum(dim=1, keepdim=True), len(mask)  # (N, 1)
+    over = {"constant": N * max_new_tokens, "sequence": N * lengths.clamp(min=1), "tokens": lengths.sum().clamp(min=1)}
+    if divisor not in over:
+        raise ValueError(f"unknown divisor {divisor!r}")
+    return mask / over[divisor]
 
 
-def build_update(
-    recipe: Recipe,
-    advantages: Tensor,  # (B, G)
-    keep: Tensor,  # (B, G) bool
-    tokens: Tensor,  # (N, T)
-    mask: Tensor,  # (N, T) bool
-    logp_old: Tensor,  # (N, T)
-    entropy_old: Tensor,  # (N, T) of the sampling policy; read by GTPO alone
-    is_anchor: Tensor,  # (N,) bool
-    max_new_tokens: int,
-    start_entropy: float = INF,  # mean entropy of the starting policy; read by GTPO alone
-    logp_ref: Tensor | None = None,  # (N, T)
-) -> Update:
-    """Everything about one optimiser update that does not change while its micro-batches run."""
+def build_update(recipe: Recipe, advantages: Tensor, keep: Tensor, tokens: Tensor, mask: Tensor, logp_old: Tensor,
+                 entropy_old: Tensor, is_anchor: Tensor, max_new_tokens: int, start_entropy: float = INF,
+                 logp_ref: Tensor | None = None) -> Update:  # fmt: skip
+    """What stays the same while micro-batches run. advantages, keep: (B, G); is_anchor: (N,); other tensors: (N, T)."""
     weight = divisor_weights(mask, recipe.divisor, max_new_tokens)  # (N, T)
+    sampled = mask & ~is_anchor[:, None]  # (N, T)
+    if recipe.mu is not None:  # CHORD, HPT: each part has a divisor of its own; a group without an anchor is rollouts
+        shown = is_anchor.view_as(advantages).any(dim=1, keepdim=True)  # (B, 1)
+        part = (1 - recipe.mu * shown).expand_as(advantages).reshape(-1, 1)  # (N, 1)
+        anchors = divisor_weights(mask & ~sampled, "tokens", max_new_tokens) * recipe.mu * shown.sum() / len(shown)
+        weight = divisor_weights(sampled, recipe.divisor, max_new_tokens) * part + anchors
     if recipe.conflict_tokens:
         weight = weight * conflict_weights(advantages, tokens, mask)
+    if recipe.top_entropy < 1:  # entropies are the sampling policy's; start_entropy is the starting policy's mean
+        weight = weight * ((entropy_old >= entropy_old[sampled].quantile(1 - recipe.top_entropy)) | ~sampled)
     advantages, keep = advantages.flatten(), keep.flatten()  # (N,)
     if recipe.entropy_penalty or recipe.entropy_limit < INF:
         row_entropy = (entropy_old * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)  # (N,)
@@ -225,69 +230,69 @@ def build_update(
 
 
 def surrogate(logp: Tensor, update: Update, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Ratio times advantage, clipped as the recipe says: (N, T), and which tokens the clip deprives, bool (N, T).
+    """Ratio times advantage, bounded as the recipe says: (N, T), and which tokens that deprives, bool (N, T).
 
     `logp` (N, T) are the log-probs being trained. At ratio 1 the gradient of each term is A * grad log pi (Eq. 4).
     """
-    advantage = update.advantages[:, None]  # (N, 1)
-    # pads and anchors have no sampling log-prob: with a ratio of 1, their NaN never enters
-    sampled = update.mask & ~update.is_anchor[:, None]  # (N, T)
-    log_ratio = torch.where(sampled, logp - update.logp_old, 0.0)  # (N, T)
+    A, (low, high, cap) = update.advantages[:, None], (*recipe.clip, INF)[:3]  # (N, 1)
     unit = (logp - logp.detach()).exp()  # its value is 1, its gradient that of log pi
-    low, high = recipe.clip
-    if recipe.ratio == "one":
-        ratio = unit
-    elif recipe.ratio == "sequence":  # GSPO: the geometric mean of the row's ratios
-        ratio = (log_ratio.sum(dim=1, keepdim=True) / update.mask.sum(dim=1, keepdim=True).clamp(min=1)).exp()  # (N, 1)
-    else:
-        ratio = log_ratio.exp()
+    log_ratio, length = update.log_ratio(logp), update.mask.sum(dim=1, keepdim=True).clamp(min=1)  # (N, T), (N, 1)
+    row_mean = log_ratio.sum(dim=1, keepdim=True) / length  # (N, 1)
+    ratio = unit if recipe.ratio == "one" else (row_mean if recipe.ratio == "sequence" else log_ratio).exp()
+    clipped = ((A > 0) & (ratio > high)) | ((A < 0) & ((ratio < low) | (ratio > cap)))
     if recipe.ratio == "detached":  # CISPO: the ratio is a bounded weight, and no token loses its gradient
-        objective = ratio.detach().clamp(low, high) * advantage * logp
-        clipped = ratio > high
+        objective, clipped = ratio.detach().clamp(low, high) * A * logp, ratio > high
+    elif recipe.ratio == "soft":  # SAPO: a gate with slope 1 at ratio 1 that closes on both sides, sooner for A < 0
+        tau = torch.where(A > 0, 1.0, 1.05)
+        objective = 4 / tau * torch.sigmoid(tau * (ratio - 1)) * A
+    elif recipe.ratio == "geometric":  # GMPO: each token is clipped, on A's side, then comes the mean
+        bounded = torch.where(A > 0, log_ratio.clamp(max=math.log(high)), log_ratio.clamp(min=math.log(low)))
+        objective = (bounded.sum(dim=1, keepdim=True) / length).exp() * A
     else:  # Eq. 2. min, for both signs of A: it never rewards going past the clip, and always punishes coming from it
-        objective = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
-        clipped = ((advantage > 0) & (ratio > high)) | ((advantage < 0) & (ratio < low))
+        objective = torch.minimum(ratio.clamp(max=cap) * A, ratio.clamp(low, high) * A)
+    dropped = (A < 0) & (-row_mean > recipe.stale_limit)  # (N, 1)  DeepSeek-V3.2
+    if recipe.trust:  # DPPO: how far has a token moved in A's direction? As a coin: this token or another
+        p, p_old = logp.detach().exp(), (logp - log_ratio).detach().exp()  # (N, T)
+        kl = (1 - p_old) * ((1 - p_old + 1e-8) / (1 - p + 1e-8)).log() - p_old * log_ratio.detach()
+        distance = {"tv": (p - p_old).abs(), "kl": kl}[recipe.trust[0]]
+        dropped, clipped = dropped | (((p - p_old) * A > 0) & (distance > recipe.trust[1])), False
+    objective, clipped = torch.where(dropped, 0.0, objective), dropped | clipped
     if recipe.anchors:
-        probability = logp.exp()
-        shaped = probability / (probability + 0.1)  # LUFFY: unlikely tokens are pushed hardest
-        anchor_ratio = {"one": unit, "shaped": shaped, "log": logp}[recipe.anchor_ratio]  # Eq. 13 writes no ratio: 1
-        objective = torch.where(update.is_anchor[:, None], anchor_ratio * advantage, objective)
-    return objective.expand_as(logp), clipped.expand_as(logp) & sampled & update.keep[:, None]
+        p = logp.exp()  # LUFFY: unlikely tokens are pushed hardest. SFT: log p. CHORD: tokens that are neither
+        shapes = {"one": unit, "shaped": p / (p + 0.1), "log": logp, "phi": (p * (1 - p)).detach() * logp}
+        objective = torch.where(update.is_anchor[:, None], shapes[recipe.anchor_ratio] * A, objective)
+    return objective.expand_as(logp), clipped & update.mask & (update.keep & ~update.is_anchor)[:, None]
 
 
-def policy_loss(
-    logp: Tensor, update: Update, recipe: Recipe, entropy: Tensor | None = None, kl_beta: float = 0.0
-) -> Tensor:
+def policy_loss(logp: Tensor, update: Update, recipe: Recipe, entropy: Tensor | None = None,
+                kl_beta: float = 0.0) -> Tensor:  # fmt: skip
     """Eq. 13 and its neighbours: the loss () of these rows; over the rows of an update, micro-batch losses add up.
 
-    `logp` (N, T): log-probs of the completion tokens, with gradient. `entropy` (N, T), with gradient, is read only if
-    the recipe has an entropy bonus. Do not watch the value: with one update per batch all ratios are 1, advantages
-    are centred, and the loss is about 0 while its gradient is not. Watch the reward.
+    `logp` (N, T), and `entropy` (N, T) if the recipe has an entropy bonus, are of the policy now, with gradient. Do not
+    watch the value: at ratio 1, as A is centred, it is about 0 while its gradient is not. Watch the reward.
     """
     objective, _ = surrogate(logp, update, recipe)  # (N, T)
     objective = torch.where(update.keep[:, None], objective, 0.0)  # Eq. 10: the mask; N in the divisor stays
     if recipe.entropy_bonus:
         objective = objective + recipe.entropy_bonus * entropy
     if kl_beta:
-        objective = objective - kl_beta * torch.where(update.is_anchor[:, None], 0.0, kl_k3(logp, update.logp_ref))
+        objective = objective - kl_beta * kl_estimate(logp, update, recipe.kl)
     return -torch.where(update.mask, objective * update.weight, 0.0).sum()
 
 
-def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
-    """The k3 estimate of KL(pi || pi_ref) per token, (N, T): >= 0, and unbiased on the policy's own samples."""
-    log_ratio = logp_ref - logp
-    return log_ratio.exp() - log_ratio - 1
+def kl_estimate(logp: Tensor, update: Update, kind: str) -> Tensor:
+    """KL(pi || pi_ref) per token, (N, T), 0 on anchors. Not all have the KL's own gradient: docs/methods.md."""
+    d = update.logp_ref - logp
+    k3 = torch.expm1(d) - d  # never below 0, as exp(d) - d - 1 is for small d, in fp32
+    kl = {"k1": -d, "k2": d.square() / 2, "k3": k3, "k3_ratio": update.log_ratio(logp).exp() * k3}[kind]
+    return kl.masked_fill(update.is_anchor[:, None], 0.0)
 
 
 def signal_rows(update: Update, recipe: Recipe, kl_beta: float = 0.0) -> Tensor:
     """Which rows can have a gradient at all, bool (N,): the others need no forward pass, and no gradient changes."""
-    signal = update.keep & (update.advantages != 0)
-    if recipe.entropy_bonus:
-        signal = torch.ones_like(signal)
+    signal = (update.keep & (update.advantages != 0)) | (recipe.entropy_bonus > 0)
     return signal | ~update.is_anchor if kl_beta else signal
 
 
-if __name__ == "__main__":
-    import runpy  # the page has a room of its own: this file needs torch alone, and can be copied as it is
-
+if __name__ == "__main__":  # the page has a room of its own: this file can be copied as it is
     runpy.run_module("analysis.eight", run_name="__main__")

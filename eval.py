@@ -42,8 +42,10 @@ import rollout
 import scoring
 from harness import evaluation, responses
 from harness.console import progress
+from harness.trial import try_out
+from harness.warm_start import find_start
 from maths import benchmarks, worker
-from policy import Policy
+from policy import Policy, load_policy
 from tasks import Problem
 
 
@@ -239,7 +241,9 @@ def show(settings: evaluation.Settings, results: dict[str, list[LevelResult] | B
 
 def main(argv: list[str] | None = None) -> None:
     settings, problems, out = evaluation.parse(sys.argv[1:] if argv is None else argv, __doc__)
-    policy, path = evaluation.open_policy(settings.model), rollout if settings.plain else fast
+    policy = load_policy(find_start(settings.model, settings.world), trust=settings.trust_remote_code)
+    try_out(policy)
+    path = rollout if settings.plain else fast
     results, parts = {}, {}
     for name, (asked, skipped) in problems.items():
         begin, how = time.perf_counter(), settings.protocol(name)

@@ -20,14 +20,15 @@ from pathlib import Path
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
-from torch.nn.functional import pad
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as hf_logging
 
-from harness.console import fail, first_line, need
+from harness import loading
+from harness.console import fail, need
 
 hf_logging.disable_progress_bar()  # of loading and saving: they would break ours
+NO_END = "no token ends a response: give the tokenizer an eos_token"
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,19 @@ class Policy:
         """
         if self.tokenizer.chat_template:
             chat = [{"role": "user", "content": question}]
-            return self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-        ids, bos = self.tokenizer.encode(question, add_special_tokens=False), self.tokenizer.bos_token_id
+            template = self.tokenizer.apply_chat_template
+            return template(chat, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True)
+        ids, bos = self.encode_text(question), self.tokenizer.bos_token_id
         adds_bos = bos is not None and self.tokenizer.encode("")[:1] == [bos]
-        return [bos, *ids] if adds_bos and ids[:1] != [bos] else ids
+        return [bos, *ids] if adds_bos else ids
 
     def encode_response(self, text: str) -> list[int]:
         """A whole response's token ids, with the end token: stopping has to be trained too."""
-        return [*self.tokenizer.encode(text, add_special_tokens=False), self.eos_id]
+        return [*self.encode_text(text), self.eos_id]
+
+    def encode_text(self, text: str) -> list[int]:
+        """Text as data: a control token that is written out in it, like <|im_end|>, is not one."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     @cached_property
     def token_ids(self) -> tuple[int, list[int]]:
@@ -166,9 +172,13 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, trust: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of what `load_policy` would load, for what can be checked before a model is there."""
-    return AutoTokenizer.from_pretrained(resolve_model(name))
+    with loading.loading(name):
+        tokenizer = loading.load_tokenizer(resolve_model(name), trust)
+        if not Policy(None, tokenizer).end_ids:
+            raise ValueError(NO_END)
+        return tokenizer
 
 
 @dataclass(frozen=True)
@@ -198,66 +208,56 @@ def load_policy(
     adapter: Path | None = None,
     checkpointing: bool = False,
     bf16: bool = False,
+    trust: bool = False,
 ) -> Policy:
-    """The policy `name`: a hub id, a model folder or a run folder of train.py.
+    """The policy `name`: a hub id, a model folder or a run folder of train.py. Ends the program if it is of no use.
 
     `lora_rank` adds a fresh LoRA, or `adapter`, a saved one that goes on being trained. `checkpointing` recomputes
-    activations in the backward pass instead of keeping them. `bf16` is about a CPU's products, see `placement`. The
-    model stays in eval mode: dropout would make the distribution that is trained another one than that which was
-    sampled.
+    activations in the backward pass instead of keeping them. `bf16` is about a CPU's products, see `placement`. `trust`
+    runs code that comes with the model. The model stays in eval mode: dropout would make the distribution that is
+    trained another one than that which was sampled.
     """
-    where = resolve_model(name)
     place = placement(torch.cuda.is_available(), lora=bool(lora_rank), bf16=bf16)
-    if (Path(where) / "adapter_config.json").exists():  # what LoRA has learned becomes part of the weights
-        peft = need("peft", "a model with LoRA")
-        base = peft.PeftConfig.from_pretrained(where).base_model_name_or_path
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=place.weights)
-        model = peft.PeftModel.from_pretrained(model, where).merge_and_unload().requires_grad_(True)
-        model.name_or_path = base
-    else:
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=place.weights)
-    policy = Policy(model.to(place.device), load_tokenizer(where), place.autocast, checkpointing)
-    if trouble := trouble_of(policy):
-        fail(f"{name}: {trouble}")
-    if lora_rank:
-        model = add_lora(model, lora_rank, adapter)
+    with loading.loading(name):
+        where = resolve_model(name)
+        tokenizer = loading.load_tokenizer(where, trust)
+        if (Path(where) / "adapter_config.json").exists():  # what LoRA has learned becomes part of the weights
+            peft = need("peft", "a model with LoRA")
+            base = peft.PeftConfig.from_pretrained(where).base_model_name_or_path
+            model = loading.load_model(base, place.weights, trust)
+            model = peft.PeftModel.from_pretrained(model, where).merge_and_unload().requires_grad_(True)
+            model.name_or_path = base
+        else:
+            model = loading.load_model(where, place.weights, trust)
+        policy = Policy(model.to(place.device), tokenizer, place.autocast, checkpointing)
+        if lora_rank:
+            policy = replace(policy, model=add_lora(model, lora_rank, adapter).to(place.device))
+        if why := fault(policy):
+            raise ValueError(why)
     if checkpointing:
-        model.activation_checkpointing_enable()
-        for module in model.modules():  # transformers checkpoints in training mode alone. The layer's own flag is not
-            if isinstance(module, GradientCheckpointingLayer):  # read by the dropout inside it, which stays off
+        policy.model.activation_checkpointing_enable()
+        for module in policy.model.modules():  # transformers checkpoints in training mode alone. The layer's own flag
+            if isinstance(module, GradientCheckpointingLayer):  # is not read by the dropout inside it, which stays off
                 module.training = True
-    return replace(policy, model=model.to(place.device))
+    return policy
 
 
 @torch.no_grad()
-def trouble_of(policy: Policy) -> str:
-    """What keeps this model from being trained here, or "": in a padded batch it must predict what it does for a row.
-
-    This is tried out with two rows of a few tokens: the logits of `generate` and of a pass over both are compared with
-    those of a pass over each row by itself. Some models see padding, or count positions from another number.
-    """
+def fault(policy: Policy, optimizer: torch.optim.Optimizer | None = None) -> str | None:
+    """Why this policy is of no use, or None. Asked of what is loaded, and before it is saved over a good checkpoint."""
     if not policy.end_ids:
-        return "no token ends a response: give the tokenizer an eos_token"
-    ids, mask = pad_left(policy, [[i % policy.token_ids[0] for i in range(start, 13)] for start in (7, 10)])  # (2, P)
-    how = {"max_new_tokens": 3, "do_sample": False, "num_beams": 1, "pad_token_id": policy.pad_id, "eos_token_id": []}
-    try:
-        out = policy.model.generate(
-            input_ids=ids, attention_mask=mask.long(), **how, output_logits=True, return_dict_in_generate=True
-        )
-        attention = pad(mask, (0, 3), value=True).long()
-        inputs = {"attention_mask": attention, "position_ids": positions_of(attention), "use_cache": False}
-        padded = policy.model(input_ids=out.sequences, **inputs).logits[:, -4:-1]  # (2, 3, V)
-        rows = [row[seen > 0] for row, seen in zip(out.sequences, attention, strict=True)]
-        alone = torch.cat([policy.model(input_ids=row[None], use_cache=False).logits[:, -4:-1] for row in rows])
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever such models raise
-        return f"this model cannot generate text from text alone: {first_line(error)}"
-    off = 0.01 if policy.model.dtype == torch.float32 else 0.2  # bf16 weights round
-    for found in (torch.stack(out.logits, dim=1), padded):
-        if not (found - alone).std() <= off * alone.std():
-            return "in a padded batch, this model predicts something else than for a row alone"
-    return ""
+        return NO_END
+    size = policy.model.get_input_embeddings().weight.shape[0]
+    if max(policy.eos_id, policy.pad_id, policy.tokenizer.vocab_size - 1) >= size:
+        return f"its tokenizer has tokens that the model, which has {size}, does not know"
+    states = optimizer.state.values() if optimizer else ()
+    for name, value in [*policy.model.named_parameters(), *(item for state in states for item in state.items())]:
+        if not value.isfinite().all():
+            return f"{name} is not finite"
+    ids = torch.tensor([policy.encode_prompt(loading.PROBE)], device=policy.device)  # (1, P)
+    with policy.autocast():
+        logits = policy.model(input_ids=ids, use_cache=False).logits  # (1, P, V)
+    return None if logits.isfinite().all() else "its logits are not finite"
 
 
 def add_lora(model: PreTrainedModel, rank: int, adapter: Path | None) -> PreTrainedModel:

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Form:
-    """What the problems of a level look like: this many operands, each between `smallest` and `largest`."""
+    """What the problems of a level look like: this many operands, each between `smallest` and `largest`.
+
+    With a modulus the answer is the total modulo it, so that a bare guess is right one time in `modulus`.
+    """
 
     operands: int
     smallest: int
     largest: int
+    modulus: int = 0  # 0: the answer is the total
 
 
 LEVELS = {
@@ -56,6 +61,40 @@ OOD_LEVELS = {
     "ood-large": Form(operands=3, smallest=31, largest=40),
 }
 SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class World:
+    """Problems and a start in which one regime of the paper can be seen; docs/worlds.md has what each one shows."""
+
+    shows: str
+    levels: dict[str, Form]
+    ood: dict[str, Form]
+    trained: tuple[str, ...]  # levels that RL trains on, unless --levels says otherwise
+    start: dict[str, Any]  # fields of harness.warm_start.WarmStart that are not its defaults
+
+
+def with_modulus(levels: dict[str, Form], modulus: int) -> dict[str, Form]:
+    return {name: replace(form, modulus=modulus) for name, form in levels.items()}
+
+
+WORLDS = {
+    "plain": World("some levels easy, some hard, none guessable", LEVELS, OOD_LEVELS, tuple(LEVELS), {}),
+    "guess": World(
+        "right answers without right steps: every third guess is right, so R rewards luck",
+        with_modulus(LEVELS, 3),
+        with_modulus(OOD_LEVELS, 3),
+        ("5",),
+        {"steps": 900, "level_weights": (2, 2, 2, 1, 0.3), "ood_share": 0.05},
+    ),
+    "unseen": World(
+        "levels that the start hardly ever solves: whole groups are wrong, and only demonstrations teach them",
+        LEVELS,
+        OOD_LEVELS,
+        tuple(LEVELS),
+        {"steps": 1200, "level_weights": (2, 2, 2, 0.02, 0), "direct_share": 0.3},
+    ),
+}
 
 
 def split_of(question: str) -> str:
@@ -104,11 +143,13 @@ def direct(problem: Problem) -> str:
     return f"#{problem.answer}"
 
 
-def solve(question: str, level: str) -> Problem:
-    """The problem that a question poses, worked from left to right.
+def solve(question: str, level: str, modulus: int = 0) -> Problem:
+    """The problem that a question poses, worked from left to right; with a modulus the answer is the total modulo it.
 
     >>> solve("12+5-3=", "2")
     Problem(question='12+5-3=', answer='14', demo='12+5=17;17-3=14;#14', level='2')
+    >>> solve("12+5-3=", "2", modulus=3).demo
+    '12+5=17;17-3=14;#2'
     """
     numbers = [int(n) for n in question.rstrip("=").replace("-", "+").split("+")]
     signs = [c for c in question if c in "+-"]
@@ -117,7 +158,8 @@ def solve(question: str, level: str) -> Problem:
         result = total + number if sign == "+" else total - number
         steps.append(f"{total}{sign}{number}={result}")
         total = result
-    return Problem(question, str(total), ";".join([*steps, f"#{total}"]), level)
+    answer = total % modulus if modulus else total
+    return Problem(question, str(answer), ";".join([*steps, f"#{answer}"]), level)
 
 
 def _draw(rng: random.Random, level: str, form: Form) -> Problem:
@@ -129,11 +171,11 @@ def _draw(rng: random.Random, level: str, form: Form) -> Problem:
         sign = "-" if number <= total and rng.random() < 0.5 else "+"
         total += number if sign == "+" else -number
         question += f"{sign}{number}"
-    return solve(question + "=", level)
+    return solve(question + "=", level, form.modulus)
 
 
 if __name__ == "__main__":
-    for name, some in (("train", LEVELS), ("test", LEVELS), ("test", OOD_LEVELS)):
-        print(f"\nsplit {name}, {len(some)} levels")
-        for problem in arithmetic(name, per_level=2, levels=some):
+    for name, world in WORLDS.items():
+        print(f"\nworld {name}: {world.shows}")
+        for problem in arithmetic("train", per_level=1, levels=world.levels | world.ood):
             print(f"  level {problem.level:9s} {problem.question:28s} {problem.demo}")

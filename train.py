@@ -31,7 +31,6 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from safetensors import SafetensorError
 
 import anchors
 import dagrpo
@@ -67,6 +66,7 @@ class Run:
     path: ModuleType = fast  # or rollout: the plain one
     change: Change | None = None  # what an experiment does to a step's groups
     experiment: str = ""  # its name, for config.json
+    score_all: bool = False  # a judge is asked for every S, because `change` reads them all
     reference: Policy | None = None  # the starting policy, if there is a KL term
     step: int = 0  # finished steps
     not_finite: int = 0  # updates in a row that were skipped for their gradient
@@ -77,14 +77,16 @@ def main(
     argv: list[str] | None = None,
     change: Change | None = None,
     demonstrate: Callable[[list[Problem]], list[Problem]] | None = None,
+    score_all: bool = False,
 ) -> None:
-    """The command line. An experiment may hand in `change`, see Run, and `demonstrate`, see prepare.load_task."""
+    """The command line. Experiments may hand in `change` and `score_all`, see Run, and `demonstrate`, see load_task."""
     config = parse(sys.argv[1:] if argv is None else argv, __doc__)
     with Session(config) as session:
-        with one_line("the model or its tokenizer cannot be loaded", OSError, ValueError, SafetensorError):
-            task = load_task(config, demonstrate)
+        task = load_task(config, demonstrate, score_all)
+        where = session.checkpoint or config.init_from or config.model or "the warm start"
+        with one_line(f"{where} cannot be loaded", OSError, ValueError):
             run = start(config, task.scorer, session.checkpoint)
-        run.change, task = change, fitting(run.policy, task, config)
+        run.change, run.score_all, task = change, score_all, fitting(run.policy, task, config)
         run.experiment = ", ".join(given.__name__ for given in (change, demonstrate) if given)
         for step in session.steps(run, task):
             groups = collect(run, *task.batch(config, step))
@@ -101,15 +103,17 @@ def collect(run: Run, problems: list[Problem], demonstrations: list[Anchor | Non
     """Sampling, anchors, rewards, advantages, scores, masks: everything that needs no gradient."""
     config, recipe = run.config, run.recipe
     size = config.group_size + config.extra_anchor if recipe.rollouts else 1  # G, the whole mixed group
-    counts = anchors.rollout_counts(demonstrations, size, config.anchor_when)
+    counts = anchors.rollout_counts(demonstrations, size, "always" if recipe.gate is None else "hard")
     rollouts, responses, tokens = sample(run, problems, counts)
-    if config.anchor_when == "hard":
-        demonstrations = anchors.only_hard(demonstrations, scoring.rewards(rollouts))
+    if recipe.gate is not None:
+        demonstrations = anchors.only_hard(demonstrations, scoring.rewards(rollouts), recipe.gate)
     rollouts = anchors.mix(run.policy, rollouts, demonstrations, size)  # Eq. 11
     R = scoring.rewards(rollouts)  # (B, G)
     shaped = R + scoring.overlong_penalty(rollouts, config.max_new_tokens, config.overlong_buffer)  # 0 unless asked for
-    A = dagrpo.group_advantages(shaped, recipe.scale, recipe.baseline)  # (B, G)  Eq. 1, 12
-    asked = None if run.scorer is scoring.rule_scores else A != 0  # a judge costs: only where its answer is read
+    apart = None if recipe.mu is None else rollouts.is_anchor.view(R.shape).cpu()  # (B, G)
+    A = dagrpo.group_advantages(shaped, recipe.scale, recipe.baseline, apart)  # (B, G)  Eq. 1, 12
+    everywhere = run.score_all or run.scorer is scoring.rule_scores
+    asked = None if everywhere else A != 0  # a judge costs: only where its answer is read
     S = scoring.scores(rollouts, run.scorer, asked)  # (B, G)  Eq. 7
     distinct = dagrpo.rectification_mask(A, S, config.delta)  # (B, G)  Eq. 8-9
     keep = distinct if recipe.rectify else torch.ones_like(distinct)
@@ -237,9 +241,9 @@ def reference_policy(run: Run) -> Iterator[Policy]:
 
 def start(config: Config, scorer: Scorer = scoring.rule_scores, checkpoint: Path | None = None) -> Run:
     """The policy (of the checkpoint, if there is one), its optimiser and, for a KL term, the reference."""
-    begin, model = find_start(config.init_from or config.model), checkpoint and checkpoint / "model"
+    begin, model = find_start(config.init_from or config.model, config.world), checkpoint and checkpoint / "model"
     torch.manual_seed(config.seed)
-    how = {"checkpointing": config.gradient_checkpointing, "bf16": config.bf16}
+    how = {"checkpointing": config.gradient_checkpointing, "bf16": config.bf16, "trust": config.trust_remote_code}
     if config.lora_rank:
         policy = load_policy(begin, config.lora_rank, adapter=model, **how)
     else:
@@ -250,10 +254,9 @@ def start(config: Config, scorer: Scorer = scoring.rule_scores, checkpoint: Path
     if not config.plain:
         fast.keep_freed_memory()
     if config.kl_beta and not config.lora_rank:
-        run.reference = load_policy(begin, bf16=config.bf16)
+        run.reference = load_policy(begin, bf16=config.bf16, trust=config.trust_remote_code)
     if checkpoint:
-        trainer = runfolder.load_trainer(checkpoint)
-        optimizer.load_state_dict(trainer["optimizer"])
+        trainer = runfolder.load_trainer(checkpoint, optimizer)
         run.step, run.start_entropy = trainer["step"], trainer["start_entropy"]
     return run
 

@@ -16,9 +16,9 @@ responses whose gradients are alike get pushes that conflict. So C7 says: the sm
 
 Where we depart from the paper: it shows one prompt, we also measure many. It does not say what spans its plane: here
 the first two principal components, not centred (arrows start at the true origin), of unit vectors for g and of the
-vectors themselves for A g. A mask leaves fewer terms, and fewer terms cancel less: so beside Eq. 8-9 stands a random
-mask that keeps as many positives and as many negatives of each group. "Group" is each group alone, as Eq. 5 is written;
-"batch" first sums v+ and v- over the prompts of an update, which is what the optimiser sees.
+vectors themselves for A g. A mask leaves fewer terms, and fewer terms cancel less: so Eq. 8-9 are compared with a
+random mask that keeps as many positives and as many negatives of each group. "Group" is each group alone, as Eq. 5 is
+written; "batch" first sums v+ and v- over the prompts of an update, which is what the optimiser sees.
 
 The gradients are gradients.py's, the statistics conflict_points.py's, the drawing conflict_figures.py's.
 
@@ -30,39 +30,55 @@ The gradients are gradients.py's, the statistics conflict_points.py's, the drawi
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
-import shlex
-import sys
 import textwrap
+from argparse import Namespace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 import tasks
-from analysis.conflict_figures import Response, draw, draw_groups, examples, responses
-from analysis.conflict_points import DRAWS, Point, summarise
-from analysis.gradients import Measured, measure
-from analysis.saved import read_rows, write_rows
+from analysis.conflict_figures import Response, draw_conflict, draw_groups, examples, responses
+from analysis.conflict_points import DRAWS, ConflictPoint, summarise
+from analysis.gradients import Measured, Sampling, measure
+from analysis.saved import draw_figure, read_rows, write_rows
 from anchors import prepare_anchors
-from harness.console import Parser, fail
+from harness.config import ConfigParser, flag
+from harness.console import fail, one_line
 from harness.warm_start import find_start
-from maths import data
+from maths.data import INSTRUCTION, instruct, load_problems
 from policy import load_policy
 from tasks import Problem
 
+MODELS = "run folders, checkpoints, model folders or hub ids, in the figure's order; warm_start: where runs begin"
 
-def redraw(source: Path, out: Path) -> None:
-    """conflict.png from conflict.csv and, where it lies beside it, groups.png from groups.csv."""
-    points, beside = read_rows(Point, source), source.with_name("groups.csv")
-    draw(points).savefig(out / "conflict.png", dpi=90)
-    if beside.exists():
-        rows = read_rows(Response, beside)
-        for i, model in enumerate(dict.fromkeys(row.model for row in rows)):
-            chosen = [row for row in rows if row.model == model]
-            draw_groups(chosen).savefig(out / ("groups_last.png" if i else "groups.png"), dpi=75)
+
+@dataclass(frozen=True)
+class Study(Sampling):
+    """what is measured"""
+
+    model: list[str] = field(default_factory=lambda: ["warm_start"], metadata={"help": MODELS, "metavar": "M"})
+    problems: int = flag(24, "prompts of each level and seed; with --data in all", "N")
+    seeds: int = flag(2, "sampling seeds 0 ... N - 1, each with its own prompts", "N")
+    data: str | None = flag(None, "problems for a real model, as of train.py; without it the built-in ones", "FILE")
+
+
+LEAST = {"problems": 1, "seeds": 1, "group_size": 2, "max_new_tokens": 1, "batch_prompts": 0}
+
+
+def check(args: Namespace) -> Study:
+    """The settings; one clear line for a value that cannot work."""
+    study = Study(**{part.name: getattr(args, part.name) for part in fields(Study)})
+    for name, least in LEAST.items():
+        if getattr(study, name) < least:
+            fail(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(study, name)}")
+    if not study.temperature > 0 or not study.delta >= 0:
+        fail(f"--temperature must be above 0 and --delta not below 0, not {study.temperature:g} and {study.delta:g}")
+    return study
 
 
 def label(name: str) -> str:
@@ -79,29 +95,32 @@ def label(name: str) -> str:
     return folder.name
 
 
-def load_problems(args: argparse.Namespace, seed: int) -> list[Problem]:
+def problems_of(study: Study, seed: int) -> list[Problem]:
     """The seed's problems in its order, levels mixed as in training."""
-    if not args.data:
-        found = tasks.arithmetic("train", args.problems, seed=1 + seed)
+    if not study.data:
+        found = tasks.arithmetic("train", study.problems, seed=1 + seed)
         random.Random(seed).shuffle(found)
         return found
-    found, _ = data.load_problems(args.data, limit=50 * args.problems * args.seeds)
-    return data.instruct(found, data.INSTRUCTION)[seed :: args.seeds]
+    found, _ = load_problems(study.data, limit=50 * study.problems * study.seeds)
+    return instruct(found, INSTRUCTION)[seed :: study.seeds]
 
 
-def measure_seeds(path: str, name: str, args: argparse.Namespace) -> Measured:
+def measure_seeds(path: str, name: str, study: Study) -> Measured:
     """One policy on all seeds: problems, samples, and batches of each seed are its own."""
-    policy, every = load_policy(find_start(path)), None
-    for seed in range(args.seeds):
-        problems = load_problems(args, seed)
-        usable, fates = prepare_anchors(policy, problems, args.max_new_tokens)
+    with one_line(f"--model {path} cannot be loaded", OSError, ValueError):
+        policy, every = load_policy(find_start(path)), None
+    for seed in range(study.seeds):
+        problems = problems_of(study, seed)
+        usable, fates = prepare_anchors(policy, problems, study.max_new_tokens)
         problems = [problem for problem, anchor in zip(problems, usable, strict=True) if anchor]
-        if args.data:
-            problems = problems[: args.problems]
+        if study.data:
+            problems = problems[: study.problems]
         if not problems:
-            fail(f"no problem has a demonstration that fits into --max-new-tokens {args.max_new_tokens}: {dict(fates)}")
+            fail(
+                f"no problem has a demonstration that fits into --max-new-tokens {study.max_new_tokens}: {dict(fates)}"
+            )
         torch.manual_seed(seed)
-        found = measure(policy, problems, args, f"{name}, seed {seed}")
+        found = measure(policy, problems, study, f"{name}, seed {seed}")
         every = every or Measured({setup: [] for setup in found.groups}, {setup: [] for setup in found.groups})
         for setup in found.groups:
             every.groups[setup].extend(found.groups[setup])
@@ -119,15 +138,14 @@ PRINTED = {
 }
 
 
-def tell(points: list[Point]) -> str:
-    """The findings as text, with 95 % intervals."""
+def findings(points: pd.DataFrame) -> str:
+    """What was found, as text, with 95 % intervals."""
     lines = []
     for panel, title in PRINTED.items():
         lines += ["", title]
-        for p in points:
-            if (p.panel, p.level) == (panel, "all"):
-                value = f"{p.mean:+.3f} [{p.low:+.3f}, {p.high:+.3f}]"
-                lines.append(f"  {p.model:22s} {p.setup:20s} {p.name:26s} {value}  n = {p.n}")
+        for p in points[(points["panel"] == panel) & (points["level"] == "all")].itertuples():
+            value = f"{p.mean:+.3f} [{p.low:+.3f}, {p.high:+.3f}]"
+            lines.append(f"  {p.model:22s} {p.setup:20s} {p.name:26s} {value}  n = {p.n}")
     return "\n".join(lines[1:])
 
 
@@ -147,80 +165,47 @@ Triangles up: A > 0, down: A < 0; hollow and dashed: masked; red rim: anchor. Pl
 components, not centred, of unit vectors for g and of the vectors themselves for A g; x3: three arrows in one place."""
 
 
-def caption(args: argparse.Namespace, models: list[str], argv: list[str]) -> str:
-    what = f"{args.data}, {args.problems} problems" if args.data else f"{args.problems} problems a level (split train)"
-    told = f"Policies: {'; '.join(models)}. Gradients of all parameters, ratio 1. {what} and seed; sampling seeds "
-    told += (
-        f"{', '.join(map(str, range(args.seeds)))}; G = {args.group_size}; batches of {args.batch_prompts} prompts; "
+def caption(study: Study, models: list[str]) -> str:
+    what = (
+        f"{study.data}, {study.problems} problems" if study.data else f"{study.problems} problems a level (split train)"
     )
-    told += f"at most {args.max_new_tokens} tokens; temperature {args.temperature:g}; delta = {args.delta:g}; "
-    told += f"divisor {args.divisor}; {DRAWS} bootstrap draws."
-    again = ["--from-csv", str(args.out / "conflict.csv")]
-    commands = [shlex.join(["python", "-m", "analysis.conflict", *flags]) for flags in (argv, again)]
-    body = f"{CAPTION}\n\n{textwrap.fill(told, 118)}"
-    return f"{body}\n\ndrawn by:    {commands[0]}\ndrawn again: {commands[1]}\n"
+    seeds = ", ".join(map(str, range(study.seeds)))
+    how = f"""
+        Policies: {"; ".join(models)}. Gradients of all parameters, ratio 1. {what} and seed; sampling seeds {seeds};
+        G = {study.group_size}; batches of {study.batch_prompts} prompts; at most {study.max_new_tokens} tokens;
+        temperature {study.temperature:g}; delta = {study.delta:g}; divisor {study.divisor}; {DRAWS} bootstrap draws."""
+    return f"{CAPTION}\n\n{textwrap.fill(' '.join(how.split()), 118)}"
 
 
-def build_parser() -> Parser:
-    parser = Parser(prog="python -m analysis.conflict", description=__doc__)
-    add = parser.add_argument
-    models = "run folders, checkpoints, model folders or hub ids, in the figure's order; warm_start: where runs begin"
-    add("--model", nargs="+", default=["warm_start"], metavar="M", help=models)
-    add("--problems", type=int, default=24, metavar="N", help="prompts of each level and seed; with --data in all")
-    add("--seeds", type=int, default=2, metavar="N", help="sampling seeds 0 ... N - 1, each with its own prompts")
-    batches = "prompts of a batch; 0: no batches, which saves 12 times the model's memory"
-    add("--batch-prompts", type=int, default=16, metavar="B", help=batches)
-    add("--group-size", type=int, default=8, metavar="G", help="responses of a group")
-    add("--max-new-tokens", type=int, default=64, metavar="T", help="of a response")
-    add("--temperature", type=float, default=1.0, metavar="X", help="of sampling")
-    add("--delta", type=float, default=3.0, metavar="X", help="of Eq. 8-9")
-    add("--divisor", choices=("constant", "sequence", "tokens"), default="constant", help="of the recipe")
-    add("--data", metavar="FILE", help="problems for a real model, as of train.py; without it the built-in ones")
-    add("--out", metavar="DIR", help="where to write [runs/conflict; of --from-csv: beside the CSV]")
-    add("--from-csv", metavar="FILE", help="draw this conflict.csv, and groups.csv beside it, without a model")
-    return parser
-
-
-def check(args: argparse.Namespace) -> None:
-    for flag, least in (("problems", 1), ("seeds", 1), ("group_size", 2), ("max_new_tokens", 1), ("batch_prompts", 0)):
-        if getattr(args, flag) < least:
-            fail(f"--{flag.replace('_', '-')} must be at least {least}, not {getattr(args, flag)}")
-    if not args.temperature > 0 or not args.delta >= 0:
-        fail(f"--temperature must be above 0 and --delta not below 0, not {args.temperature:g} and {args.delta:g}")
-
-
-def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    args = build_parser().parse_args(argv)
-    check(args)
-    source = Path(args.from_csv) if args.from_csv else None
-    args.out = out = Path(args.out or (source.parent if source else "runs/conflict"))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if source is None:
-            write(args, argv)
-        redraw(source or out / "conflict.csv", out)
-    except OSError as error:
-        fail(f"--out {out}: cannot be written ({error.strerror}); choose another folder")
-    print(f"written: {out / 'conflict.png'} and what belongs to it")
-
-
-def write(args: argparse.Namespace, argv: list[str]) -> None:
-    """The CSVs and the caption."""
-    names = [label(name) for name in args.model]
-    names = [name if names.count(name) == 1 else path for name, path in zip(names, args.model, strict=True)]
+def write(study: Study, path: Path) -> str:
+    """conflict.csv, and groups.csv in its folder; returns the caption."""
+    names = [label(name) for name in study.model]
+    names = [name if names.count(name) == 1 else model for name, model in zip(names, study.model, strict=True)]
     points, shown = [], []
-    for name, path in zip(names, args.model, strict=True):
-        measured = measure_seeds(path, name, args)
+    for name, model in zip(names, study.model, strict=True):
+        measured = measure_seeds(model, name, study)
         points += summarise(name, measured, np.random.default_rng(0))
-        if path in (args.model[0], args.model[-1]):
+        if model in (study.model[0], study.model[-1]):
             shown += [row for kind, group in examples(measured.groups).items() for row in responses(kind, name, group)]
     if not points:
         fail("no group had right and wrong responses: nothing to compare. Take more --problems, or easier ones")
-    print(tell(points))
-    write_rows(points, args.out / "conflict.csv")
-    write_rows(shown, args.out / "groups.csv")
-    (args.out / "conflict.txt").write_text(caption(args, names, argv), encoding="utf-8")
+    print(findings(pd.DataFrame(points)))
+    write_rows(points, path)
+    write_rows(shown, path.with_name("groups.csv"))
+    return caption(study, names)
+
+
+def redraw(source: Path, out: Path) -> None:
+    """conflict.png from conflict.csv; groups.png and groups_last.png from groups.csv, if its folder has one."""
+    draw_conflict(read_rows(ConflictPoint, source)).savefig(out / "conflict.png", dpi=90)
+    if (beside := source.with_name("groups.csv")).exists():
+        for i, (_, rows) in enumerate(read_rows(Response, beside).groupby("model", sort=False)):
+            draw_groups(rows).savefig(out / ("groups_last.png" if i else "groups.png"), dpi=75)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = ConfigParser((Study,), prog="python -m analysis.conflict", description=__doc__)
+    draw_figure(parser, argv, check, write, redraw, default_out="runs/conflict")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from analysis.conflict_points import Point
 from analysis.curves import COLOURS, MARKERS, style
 from analysis.gradients import MASKS, MIXED, ROLLOUTS, Group, cosines, net_share, plane
 
@@ -66,25 +66,27 @@ def responses(prompt: str, model: str, group: Group) -> list[Response]:
     return [Response(*name, group.texts[i], *numbers[i], products[i]) for i in order]
 
 
-def draw_groups(rows: list[Response]) -> Figure:
-    """Figure 1: a row for each group; cosines and directions, of g and of A g."""
-    prompts = list(dict.fromkeys(row.prompt for row in rows))
+def draw_groups(rows: pd.DataFrame) -> Figure:
+    """Figure 1, from Responses: a row for each group; cosines and directions, of g and of A g."""
+    prompts = rows["prompt"].unique()
     figure = Figure(figsize=(15, 0.8 + 3.7 * len(prompts)), layout="constrained")
     axes = figure.subplots(len(prompts), 4, squeeze=False, width_ratios=(1, 1, 1.05, 1.05))
     for line, prompt in zip(axes, prompts, strict=True):
-        draw_group(line, [row for row in rows if row.prompt == prompt])
+        draw_group(line, rows[rows["prompt"] == prompt])
     matrices = axes[0, 0].images[0]
     figure.colorbar(matrices, ax=axes[:, :2], location="bottom", shrink=0.5, aspect=50, label="cosine")
     figure.colorbar(SCORES, ax=axes[:, 2:], location="bottom", shrink=0.5, aspect=50, label="score S")
     return figure
 
 
-def draw_group(axes: np.ndarray, rows: list[Response]) -> None:
-    products = np.array([row.products.split() for row in rows], dtype=float)  # (G, G)
-    A, keep = np.array([row.A for row in rows]), np.array([row.keep for row in rows])
+def draw_group(axes: np.ndarray, rows: pd.DataFrame) -> None:
+    products = np.array([line.split() for line in rows["products"]], dtype=float)  # (G, G)
+    A, keep = rows["A"].to_numpy(), rows["keep"].to_numpy()
     unit, norm = cosines(products), np.sqrt(np.diag(products))
-    labels = [f"{clip(row.text)} {row.S:4.1f} {'+' if row.A > 0 else '-'}{'a' if row.anchor else ' '}" for row in rows]
-    first = rows[0]
+    labels = [
+        f"{clip(r.text)} {r.S:4.1f} {'+' if r.A > 0 else '-'}{'a' if r.anchor else ' '}" for r in rows.itertuples()
+    ]
+    first = rows.iloc[0]
     draw_matrix(axes[0], unit, np.zeros_like(keep), labels)
     axes[0].set_title(f"{first.prompt}: {clip(first.question, 30)} (level {first.level})\ncosine of g", fontsize=10)
     draw_matrix(axes[1], cosines(products, A), ~keep, ["+" if a > 0 else "-" for a in A])
@@ -94,8 +96,8 @@ def draw_group(axes: np.ndarray, rows: list[Response]) -> None:
     axes[2].set_title(f"directions of g\n{axes[2].get_title()}", fontsize=10)
     draw_plane(axes[3], products * np.outer(A, A), rows, keep)
     shares = [net_share(products, A, mask) for mask in (np.ones_like(keep), keep)]
-    told = f"net share {shares[0]:.2f} before, {shares[1]:.2f} after the mask" if keep.any() else "all masked"
-    axes[3].set_title(f"A g; {axes[3].get_title()}\n{told}", fontsize=10)
+    after = f"net share {shares[0]:.2f} before, {shares[1]:.2f} after the mask" if keep.any() else "all masked"
+    axes[3].set_title(f"A g; {axes[3].get_title()}\n{after}", fontsize=10)
 
 
 def clip(text: str, most: int = 22) -> str:
@@ -115,10 +117,10 @@ def draw_matrix(ax: Axes, values: np.ndarray, masked: np.ndarray, labels: list[s
     ax.set_xticks([])
 
 
-def draw_plane(ax: Axes, products: np.ndarray, rows: list[Response], keep: np.ndarray | None) -> None:
+def draw_plane(ax: Axes, products: np.ndarray, rows: pd.DataFrame, keep: np.ndarray | None) -> None:
     """Lines from the origin, coloured by S, triangles up for A > 0. With `keep`: masked ones dashed, and the sums."""
     points, inside = plane(products)  # (G, 2)
-    for at, row, kept in zip(points, rows, [True] * len(rows) if keep is None else keep, strict=True):
+    for at, row, kept in zip(points, rows.itertuples(), [True] * len(rows) if keep is None else keep, strict=True):
         colour, edge = SCORES.to_rgba(row.S), "red" if row.anchor else "0.3"
         ax.plot(*zip((0, 0), at, strict=True), color=colour, linestyle="-" if kept else (0, (2, 2)), linewidth=1.6)
         look = {"markersize": 9, "markeredgecolor": edge, "markerfacecolor": colour if kept else "white"}
@@ -164,16 +166,17 @@ def method_of(model: str) -> str:
     return model.split(", step ")[0]
 
 
-def draw(points: list[Point]) -> Figure:
+def draw_conflict(points: pd.DataFrame) -> Figure:
     """Six panels: cosine against gap and against shared text; the net share of groups and of batches, by policy."""
     figure = Figure(figsize=(15, 8.6), layout="constrained")
     axes = figure.subplots(2, 3)
-    models = list(dict.fromkeys(point.model for point in points))
+    models = list(points["model"].unique())
+    points = points[points["level"] == "all"]
     last = list({method_of(model): model for model in models}.values())  # of several steps of a method, the last
     for ax, panel in ((axes[0, 0], "gap"), (axes[1, 0], "text")):
         for i, model in enumerate(last):
-            line = [p for p in points if (p.panel, p.model, p.level) == (panel, model, "all")]
-            error_bars(ax, [p.x for p in line], line, label=model, **(style(i, 2) | {"marker": "o"}))
+            line = points[(points["panel"] == panel) & (points["model"] == model)]
+            error_bars(ax, line["x"], line, label=model, **(style(i, 2) | {"marker": "o"}))
         ax.set(ylabel="cosine of g, right and wrong response", **PAIR_PANELS[panel])
         other = ax.secondary_yaxis("right", functions=(np.negative, np.negative))
         other.set_ylabel("cosine of A g; -1: they cancel")
@@ -182,21 +185,21 @@ def draw(points: list[Point]) -> Figure:
     axes[0, 0].axvline(3, color="0.4", linestyle=":", linewidth=1)
     axes[0, 0].legend(fontsize=8)
     for ax, (setup, title) in zip(axes[:, 1:].T.flatten(), NET_PANELS.items(), strict=True):
-        draw_net(ax, [p for p in points if (p.panel, p.setup, p.level) == ("net", setup, "all")], models)
+        draw_net(ax, points[(points["panel"] == "net") & (points["setup"] == setup)], models)
         ax.set(title=title, ylabel="|v+ + v-| / (|v+| + |v-|)", ylim=(0, 1.02))
     axes[0, 1].legend(fontsize=8, title="mask", loc="lower right")
     return figure
 
 
-def error_bars(ax: Axes, x: list[float], line: list[Point], **look: Any) -> None:
-    sides = [[max(p.mean - p.low, 0) for p in line], [max(p.high - p.mean, 0) for p in line]]
-    ax.errorbar(x, [p.mean for p in line], sides, capsize=2, elinewidth=1, **look)
+def error_bars(ax: Axes, x: Any, line: pd.DataFrame, **look: Any) -> None:
+    sides = [(line["mean"] - line["low"]).clip(lower=0), (line["high"] - line["mean"]).clip(lower=0)]
+    ax.errorbar(x, line["mean"], sides, capsize=2, elinewidth=1, **look)
 
 
-def draw_net(ax: Axes, points: list[Point], models: list[str]) -> None:
+def draw_net(ax: Axes, points: pd.DataFrame, models: list[str]) -> None:
     for i, mask in enumerate(MASKS):
-        line = [p for p in points if p.name == mask]
-        at = [models.index(p.model) + 0.18 * (i - 1) for p in line]
+        line = points[points["name"] == mask]
+        at = [models.index(model) + 0.18 * (i - 1) for model in line["model"]]
         error_bars(ax, at, line, label=mask, color=COLOURS[i], linestyle="none", marker=MARKERS[1 + i], markersize=6)
     ax.set_xticks(range(len(models)), [model.replace(", step ", "\nstep ") for model in models], fontsize=8)
     ax.set_xlim(-0.6, len(models) - 0.4)

@@ -1,7 +1,7 @@
 """Over many groups: cosines of right-wrong pairs against their score gap (C7), and how much cancels (Eq. 5).
 
-Every figure is a Point: a mean with the ends of its 95 % bootstrap interval, drawn over groups (or batches), not over
-pairs: pairs of one group are not independent.
+Every figure is a ConflictPoint: a mean with the ends of its 95 % bootstrap interval, drawn over groups (or batches),
+not over pairs: pairs of one group are not independent.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from analysis.experiments.scorers import spearman
 from analysis.gradients import (
     MASKED,
     MASKS,
@@ -26,6 +25,7 @@ from analysis.gradients import (
     net_share,
     sides_cosine,
 )
+from analysis.stats import spearman
 
 DRAWS = 1000  # of the bootstrap
 FEWEST = 5  # groups behind a mean cosine or a correlation: of fewer, the bootstrap's interval is far too narrow
@@ -35,7 +35,7 @@ TEXT_BINS = (0.0, 0.001, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 @dataclass(frozen=True)
-class Point:
+class ConflictPoint:
     """A row of conflict.csv."""
 
     panel: str  # gap, text: binned cosines; spearman; net: net share, gain: its change; sides: v+, v-; share; norm
@@ -43,7 +43,7 @@ class Point:
     setup: str  # ROLLOUTS, MIXED; of batches with ", batch" behind it
     level: str  # "all", or one
     name: str  # the mask, or what the cosine is correlated with
-    x: float | None  # mean of the bin
+    x: float | None  # mean of the bin; empty: no bin
     mean: float
     low: float  # 95 % interval, bootstrap over groups (or batches)
     high: float
@@ -75,13 +75,13 @@ def binned(x: np.ndarray, y: np.ndarray, edges: tuple[float, ...]) -> list[float
         return (total / count).tolist()
 
 
-def pair_points(model: str, level: str, groups: list[Group], rng: np.random.Generator) -> list[Point]:
+def pair_points(model: str, level: str, groups: list[Group], rng: np.random.Generator) -> list[ConflictPoint]:
     """C7: the cosine of right-wrong pairs against their score gap, and against the text that they share."""
     parts = [pairs(group) for group in groups]
-    within = np.array([spearman(part[:, 0].tolist(), part[:, 2].tolist()) for part in parts])
+    within = np.array([spearman(part[:, 0], part[:, 2]) for part in parts])
 
     def correlations(index: np.ndarray) -> list[float]:
-        gap, text, cosine = np.concatenate([parts[i] for i in index]).T.tolist()
+        gap, text, cosine = np.concatenate([parts[i] for i in index]).T
         inside = within[index][~np.isnan(within[index])]
         return [spearman(gap, cosine), inside.mean() if len(inside) else np.nan, spearman(text, cosine)]
 
@@ -101,15 +101,17 @@ def pair_points(model: str, level: str, groups: list[Group], rng: np.random.Gene
         filled = [binned(p[:, 0], p[:, 0], GAP_BINS) + binned(p[:, 1], p[:, 1], TEXT_BINS) for p in parts]
         groups_in += (~np.isnan(filled)).sum(axis=0).tolist()
     points = [
-        Point(panel, model, ROLLOUTS, level, name, at, *values, n)
+        ConflictPoint(panel, model, ROLLOUTS, level, name, at, *values, n)
         for (panel, name, at), values, n in zip(rows, found, groups_in, strict=True)
     ]
     return [point for point in points if point.n >= FEWEST and not np.isnan(point.mean)]
 
 
-def net_points(model: str, setup: str, level: str, groups: list[Group], rng: np.random.Generator) -> list[Point]:
+def net_points(
+    model: str, setup: str, level: str, groups: list[Group], rng: np.random.Generator
+) -> list[ConflictPoint]:
     """The net share of groups under each mask; what the mask leaves of a group; the same where it leaves both sides."""
-    table = []
+    figures = []
     for group in groups:
         every, keep = np.ones_like(group.keep), group.keep
         chance = [net_share(group.gram, group.A, chance_mask(group.A, keep)) for _ in range(10)]
@@ -119,8 +121,8 @@ def net_points(model: str, setup: str, level: str, groups: list[Group], rng: np.
         norm = length(group.gram, group.A * keep) / (length(group.gram, group.A) or np.nan)
         gain = [after - before, after - np.mean(chance)]
         angles = [sides_cosine(group.gram, group.A, mask) for mask in (every, keep)]
-        table.append([before, np.mean(chance), after, *gain, *sides, *angles, both, not keep.any(), norm])
-    values = np.array(table, dtype=float)  # (groups, 13)
+        figures.append([before, np.mean(chance), after, *gain, *sides, *angles, both, not keep.any(), norm])
+    values = np.array(figures, dtype=float)  # (groups, 13)
 
     def means(index: np.ndarray) -> np.ndarray:
         there = ~np.isnan(values[index])
@@ -129,20 +131,15 @@ def net_points(model: str, setup: str, level: str, groups: list[Group], rng: np.
 
     rows = [("net", mask) for mask in MASKS] + [("gain", name) for name in GAINS]
     rows += [("net", f"{mask}, both sides kept") for mask in MASKS]
-    rows += [
-        ("sides", NONE),
-        ("sides", MASKED),
-        ("share", "both sides kept"),
-        ("share", "nothing kept"),
-        ("norm", "|v| after / before"),
-    ]
+    rows += [("sides", NONE), ("sides", MASKED), ("share", "both sides kept"), ("share", "nothing kept")]
+    rows += [("norm", "|v| after / before")]
     counts = (~np.isnan(values)).sum(axis=0)
     found = zip(*bootstrap(means, len(groups), rng), counts.tolist(), strict=True)
-    points = [Point(p, model, setup, level, name, None, *v) for (p, name), v in zip(rows, found, strict=True)]
+    points = [ConflictPoint(p, model, setup, level, name, None, *v) for (p, name), v in zip(rows, found, strict=True)]
     return [point for point in points if not np.isnan(point.mean)]
 
 
-def batch_points(model: str, setup: str, batches: list[list[float]], rng: np.random.Generator) -> list[Point]:
+def batch_points(model: str, setup: str, batches: list[list[float]], rng: np.random.Generator) -> list[ConflictPoint]:
     values = np.array(batches).reshape(-1, len(MASKS))  # (batches, 3)
     values = values[~np.isnan(values).any(axis=1)]
     if not len(values):
@@ -151,21 +148,19 @@ def batch_points(model: str, setup: str, batches: list[list[float]], rng: np.ran
     found = zip(*bootstrap(lambda index: values[index].mean(axis=0), len(values), rng), strict=True)
     rows = [("net", mask) for mask in MASKS] + [("gain", name) for name in GAINS]
     return [
-        Point(panel, model, f"{setup}, batch", "all", name, None, *v, len(values))
+        ConflictPoint(panel, model, f"{setup}, batch", "all", name, None, *v, len(values))
         for (panel, name), v in zip(rows, found, strict=True)
     ]
 
 
-def summarise(model: str, measured: Measured, rng: np.random.Generator) -> list[Point]:
+def summarise(model: str, measured: Measured, rng: np.random.Generator) -> list[ConflictPoint]:
     """All points of one policy."""
     points = []
     for setup, groups in measured.groups.items():
-        levels = {"all": groups} | {
-            level: [g for g in groups if g.level == level] for level in sorted({g.level for g in groups})
-        }
-        for level, some in levels.items() if len(levels) > 2 else [("all", groups)]:
-            if some:
-                points += pair_points(model, level, some, rng) if setup == ROLLOUTS else []
-                points += net_points(model, setup, level, some, rng)
+        levels = sorted({group.level for group in groups})
+        for level in ["all"] * bool(groups) + levels * (len(levels) > 1):
+            some = [group for group in groups if level in ("all", group.level)]
+            points += pair_points(model, level, some, rng) if setup == ROLLOUTS else []
+            points += net_points(model, setup, level, some, rng)
         points += batch_points(model, setup, measured.batches[setup], rng)
     return points

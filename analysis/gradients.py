@@ -1,4 +1,4 @@
-"""The gradient of each response of a group, exactly, and what their inner products tell about conflict (Eq. 4, 5).
+"""The gradient of each response of a group, exactly, and what their inner products say about conflict (Eq. 4, 5).
 
     g_i = grad_theta sum_t w_it log pi(o_it | q, o_i<t)      w = 1 / divisor, dagrpo.divisor_weights
     v+ = sum of A_i g_i over A_i > 0, v- over A_i < 0        v = v+ + v- is the update (Eq. 4, 5; masked: Eq. 10)
@@ -10,9 +10,9 @@ is all that is kept of it. conflict.py makes figures of it.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ import rollout
 import scoring
 from analysis.experiments.controls import random_like
 from anchors import mix, prepare_anchors
+from harness.config import flag
 from harness.console import progress
 from policy import Policy
 from rollout import Rollouts
@@ -47,7 +48,19 @@ class Group(NamedTuple):
     is_anchor: np.ndarray  # (G,) bool
 
 
-# ---------------------------------------------------------------------------------------- gradients and what they tell
+@dataclass(frozen=True)
+class Sampling:
+    """how groups are sampled, masked and weighed"""
+
+    group_size: int = flag(8, "responses of a group", "G")
+    max_new_tokens: int = flag(64, "of a response", "T")
+    temperature: float = flag(1.0, "of sampling", "X")
+    batch_prompts: int = flag(16, "prompts of a batch; 0: no batches, which saves 12 times the model's memory", "B")
+    delta: float = flag(3.0, "of Eq. 8-9", "X")
+    divisor: Literal["constant", "sequence", "tokens"] = flag("constant", "of the recipe")
+
+
+# ---------------------------------------------------------------------------------------- gradients and their products
 
 
 def response_gradients(
@@ -145,20 +158,20 @@ class Measured(NamedTuple):
     batches: dict[str, list[list[float]]]  # likewise -> a batch's net share under each of MASKS
 
 
-def measure(policy: Policy, problems: list[Problem], args: argparse.Namespace, name: str = "gradients") -> Measured:
+def measure(policy: Policy, problems: list[Problem], how: Sampling, name: str = "gradients") -> Measured:
     """Samples G responses to each problem and adds its demonstration as one more row: the same gradients serve the
     group of G rollouts and that of G - 1 with the anchor. Groups without signal have no v and are left out."""
-    size, found = args.batch_prompts or 1, Measured({ROLLOUTS: [], MIXED: []}, {ROLLOUTS: [], MIXED: []})
+    size, found = how.batch_prompts or 1, Measured({ROLLOUTS: [], MIXED: []}, {ROLLOUTS: [], MIXED: []})
     for at in progress(range(0, len(problems), size), desc=name, unit="batch"):
         part = problems[at : at + size]
-        prepared, _ = prepare_anchors(policy, part, args.max_new_tokens)
-        counts = [args.group_size] * len(part)
-        rollouts = rollout.sample_groups(policy, part, counts, args.max_new_tokens, args.temperature)
-        rollouts = mix(policy, rollouts, prepared, args.group_size + 1)
+        prepared, _ = prepare_anchors(policy, part, how.max_new_tokens)
+        counts = [how.group_size] * len(part)
+        rollouts = rollout.sample_groups(policy, part, counts, how.max_new_tokens, how.temperature)
+        rollouts = mix(policy, rollouts, prepared, how.group_size + 1)
         sums: dict[str, Any] = dict.fromkeys(found.groups, 0.0)
-        for setup, group, gradients, members in groups_of(policy, rollouts, args):
+        for setup, group, gradients, members in groups_of(policy, rollouts, how):
             found.groups[setup].append(group)
-            if args.batch_prompts:
+            if how.batch_prompts:
                 sums[setup] = sums[setup] + side_weights(group).to(gradients) @ gradients[members]  # (6, D)
         for setup, total in sums.items():
             if isinstance(total, Tensor):
@@ -166,14 +179,12 @@ def measure(policy: Policy, problems: list[Problem], args: argparse.Namespace, n
     return found
 
 
-def groups_of(
-    policy: Policy, rollouts: Rollouts, args: argparse.Namespace
-) -> Iterator[tuple[str, Group, Tensor, list[int]]]:
+def groups_of(policy: Policy, rollouts: Rollouts, how: Sampling) -> Iterator[tuple[str, Group, Tensor, list[int]]]:
     """Each group with signal, in both setups; `rollouts` has G + 1 rows a problem. With the gradients of these,
     (G + 1, D), and which of them are the group's."""
     R, S = scoring.rewards(rollouts), scoring.scores(rollouts)  # (B, G + 1)
     # over G + 1 rows instead of G: a common factor, which changes no cosine and no share
-    weight = dagrpo.divisor_weights(rollouts.mask, args.divisor, args.max_new_tokens)  # (N, T)
+    weight = dagrpo.divisor_weights(rollouts.mask, how.divisor, how.max_new_tokens)  # (N, T)
     more = R.shape[1]
     setups = {ROLLOUTS: list(range(more - 1)), MIXED: [*range(more - 2), more - 1]}
     for b, problem in enumerate(rollouts.problems):
@@ -181,11 +192,11 @@ def groups_of(
         if not any(a.any() for a in A.values()):
             continue
         rows = torch.arange(b * more, (b + 1) * more, device=policy.device)
-        gradients = response_gradients(policy, rollouts, rows, weight, args.temperature)  # (G + 1, D)
+        gradients = response_gradients(policy, rollouts, rows, weight, how.temperature)  # (G + 1, D)
         products, shared = gram(gradients), shared_text(rollouts.tokens[rows], rollouts.mask[rows])
         for setup, i in setups.items():
             if A[setup].any():
-                keep = dagrpo.rectification_mask(A[setup][None], S[b : b + 1, i], args.delta)[0]  # (G,)
+                keep = dagrpo.rectification_mask(A[setup][None], S[b : b + 1, i], how.delta)[0]  # (G,)
                 texts = [rollouts.texts[n] for n in rows[i].tolist()]
                 arrays = [x.numpy() for x in (S[b, i], A[setup], keep, rollouts.is_anchor[rows[i]].cpu())]
                 square = np.ix_(i, i)

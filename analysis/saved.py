@@ -1,79 +1,98 @@
-"""What figures are drawn from: small CSVs, so that a figure is drawn again without the runs; and their command lines.
+"""What figures are drawn from, small CSVs, so that a figure is drawn again without the runs; and the command lines.
 
-A row of such a file is a frozen dataclass. `write_rows` writes six digits, `read_rows` gives the dataclasses back.
-`main_of_runs` is the command line of a figure over run folders: RUN ... --out --smooth --from-csv.
+A row of such a file is described by a frozen dataclass: its fields are the columns. Six digits are written.
 """
 
 from __future__ import annotations
 
-import csv
+import shlex
 import sys
+from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
-from matplotlib.figure import Figure
+import pandas as pd
 
-from analysis.table import Run, read_runs
-from harness.console import Parser, fail
+from analysis.run_folders import SavedRun, read_runs
+from harness.console import Parser, fail, first_line
 
-
-def write_rows(rows: list[Any], path: Path) -> None:
-    """Dataclasses of one kind as a CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(field.name for field in fields(rows[0]))
-        for row in rows:
-            writer.writerow(f"{x:.6g}" if isinstance(x, float) else x for x in astuple(row))
+T = TypeVar("T")
 
 
-def read_rows(kind: type, path: Path) -> list[Any]:
-    """What write_rows has written, as dataclasses of this kind; an empty cell is None. Ends with one line otherwise."""
-    hints = get_type_hints(kind)
-    makes = {name: {bool: "True".__eq__, int: int, str: str}.get(hint, float) for name, hint in hints.items()}
+def write_rows(rows: pd.DataFrame | list[Any], path: Path) -> None:
+    """A table, or dataclasses of one kind, as a CSV."""
+    pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+
+
+def read_rows(kind: type, path: Path) -> pd.DataFrame:
+    """A CSV that write_rows has written, with the columns of this dataclass; an empty cell is NaN, or no text.
+
+    Ends the program with one line if it is something else.
+    """
+    types = {name: hint if hint in (bool, int, str) else float for name, hint in get_type_hints(kind).items()}
+    empty = {name: [""] for name, made in types.items() if made is not str}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            found = [
-                kind(**{name: make(row[name]) if row[name] or make is str else None for name, make in makes.items()})
-                for row in csv.DictReader(file)
-            ]
+        rows = pd.read_csv(path, usecols=list(types), dtype=types, keep_default_na=False, na_values=empty)
     except OSError as error:
         fail(f"{path}: cannot be read ({error.strerror})")
-    except (KeyError, ValueError, TypeError, csv.Error):
+    except ValueError:  # pandas' own errors are ValueErrors
         fail(f"{path}: not a CSV that this program has written, or it is damaged")
-    return found or fail(f"{path}: there is nothing to draw in it")
+    return fail(f"{path}: there is nothing to draw in it") if rows.empty else rows
 
 
-def main_of_runs(
-    name: str,
-    about: str,
-    write: Callable[[list[Run], int, Path, list[str]], None],  # runs, --smooth, --out, argv: NAME.csv and NAME.txt
-    draw: Callable[[Path], Figure],  # from NAME.csv
+def draw_figure(
+    parser: Parser,  # of `python -m analysis.NAME`, with the figure's own flags
     argv: list[str] | None,
-    default_out: str,
-    dpi: int = 120,
+    check: Callable[[Namespace], T],  # what the flags ask for, before anything is written
+    measure: Callable[[T, Path], str],  # writes it as this CSV, and returns the caption
+    redraw: Callable[[Path, Path], None],  # from the CSV: the figures, into this folder
+    default_out: str = "",  # "": the run folder
+    instead: str = "",  # what --from-csv takes the place of; "": it has a default
 ) -> None:
-    """The command line of `python -m analysis.NAME`, which writes NAME.png, NAME.csv and NAME.txt into --out."""
+    """The command line of a figure: NAME.csv, NAME.txt (the caption) and NAME.png into --out; or the PNG again."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = Parser(prog=f"python -m analysis.{name}", description=about)
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders of train.py")
-    parser.add_argument("--out", metavar="DIR", help=f"where to write [{default_out}; of --from-csv: beside the CSV]")
-    parser.add_argument("--smooth", type=int, default=10, metavar="N", help="steps of the running mean; 1: none")
-    parser.add_argument("--from-csv", metavar="FILE", help=f"draw this {name}.csv, without the runs")
+    name = parser.prog.rpartition(".")[2]
+    shown = default_out or "the run folder"
+    parser.add_argument("--out", metavar="DIR", help=f"where to write [{shown}; with --from-csv: the CSV's folder]")
+    parser.add_argument("--from-csv", metavar="FILE", help=f"redraw this {name}.csv, and measure nothing")
     args = parser.parse_args(argv)
-    if bool(args.runs) == bool(args.from_csv):
-        fail("give the run folders of train.py, or --from-csv FILE, one of the two")
-    if args.smooth < 1:
-        fail(f"--smooth must be at least 1, not {args.smooth} (1: no smoothing)")
+    if instead and bool(getattr(args, instead.lstrip("-"))) == bool(args.from_csv):
+        fail(f"give {instead}, or --from-csv FILE, one of the two (--help lists all flags)")
     source = Path(args.from_csv) if args.from_csv else None
-    out = Path(args.out or (source.parent if source else default_out))
-    runs = [] if source else read_runs(map(Path, args.runs))
+    wanted = None if source else check(args)
+    out = Path(args.out or (source.parent if source else default_out or args.run))
     try:
         out.mkdir(parents=True, exist_ok=True)
         if source is None:
-            write(runs, args.smooth, out, argv)
-        draw(source or out / f"{name}.csv").savefig(out / f"{name}.png", dpi=dpi)
+            caption = measure(wanted, out / f"{name}.csv")
+            flags = [Path(word).name if Path(word).is_absolute() else word for word in argv]
+            again = ["--from-csv", str(out / f"{name}.csv")]
+            made, again = (shlex.join([*parser.prog.split(), *words]) for words in (flags, again))
+            caption += f"\n\ndrawn by:    {made}\ndrawn again: {again}\n"
+            (out / f"{name}.txt").write_text(caption, encoding="utf-8")
+        redraw(source or out / f"{name}.csv", out)
     except OSError as error:
-        fail(f"--out {out}: cannot be written ({error.strerror}); choose another folder")
-    print(f"written: {out / f'{name}.png'}" + ("" if source else f", {name}.csv, {name}.txt"))
+        fail(f"--out {out}: cannot be written ({first_line(error)}); choose another folder")
+    print(f"written: {out / name}.png" + ("" if source else f", {name}.csv, {name}.txt"))
+
+
+def draw_runs(
+    name: str,
+    about: str,
+    argv: list[str] | None,
+    measure: Callable[[list[SavedRun], int, Path], str],  # runs, --smooth, the CSV: the caption
+    redraw: Callable[[Path, Path], None],
+    default_out: str,
+) -> None:
+    """The command line of a figure over run folders."""
+    parser = Parser(prog=f"python -m analysis.{name}", description=about)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders of train.py")
+    parser.add_argument("--smooth", type=int, default=10, metavar="N", help="steps of the running mean; 1: none")
+
+    def check(args: Namespace) -> tuple[list[SavedRun], int]:
+        if args.smooth < 1:
+            fail(f"--smooth must be at least 1, not {args.smooth} (1: no smoothing)")
+        return read_runs(map(Path, args.runs)), args.smooth
+
+    draw_figure(parser, argv, check, lambda asked, path: measure(*asked, path), redraw, default_out, instead="runs")

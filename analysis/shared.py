@@ -1,11 +1,11 @@
-"""Shared tokens (Eq. 6): how much of a group's text stands in right and in wrong responses alike, and what cancels.
+"""Shared tokens (Eq. 6): how much of a group's text right and wrong responses share, and what cancels there.
 
 A state-action pair is a token w after a history h, the prompt and all tokens before it. Two responses of a group share
 a pair where they have the same tokens from the start up to and with w. Every response i that holds (h, w) pushes
 grad log pi(w | h) by A_i / |o_i|, with the recipe's divisor for |o_i|; Eq. 6 is their sum. A pair counts as shared if a
 positive (A > 0) and a negative response hold it. Of the groups that have signal, three figures for each step:
 
-    shared tokens     tokens that stand on shared pairs, as a share of all tokens
+    shared tokens     tokens of shared pairs, as a share of all tokens
     cancelled there   1 - sum over shared pairs of |sum_i A_i / |o_i|| / sum of |A_i / |o_i||: 0, nothing; 1, all
     cancelled in all  the same amount as a share of the mass sum |A_i / |o_i|| on all tokens
 
@@ -24,24 +24,20 @@ Writes into --out: shared.png, shared.csv (exactly what is drawn), shared.txt (t
 
 from __future__ import annotations
 
-import json
-import shlex
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import dagrpo
-from analysis import curves
-from analysis.curves import COLOURS, common_steps, count, draw_legend, draw_line, running_mean
+from analysis.curves import COLOURS, CurvePoint, curve, draw_legend, draw_line
 from analysis.gradients import MASKED, MASKS, NONE, RANDOM, chance_mask
-from analysis.saved import main_of_runs, read_rows, write_rows
-from analysis.table import Run, by_method, t_interval
+from analysis.run_folders import SavedRun, by_method, common_steps, count, describe, read_rollouts
+from analysis.saved import draw_runs, read_rows, write_rows
 from harness.console import fail, progress
 
 PANELS = {
@@ -50,10 +46,11 @@ PANELS = {
     "cancelled in all": "share of all mass",
 }
 MARKS = {NONE: "o", RANDOM: "s", MASKED: "^"}
+COUNTED = ["tokens", "shared", "mass", "on_shared", "cancels"]  # of `tally`
 
 
 @dataclass(frozen=True)
-class Point(curves.Point):
+class SharedPoint(CurvePoint):
     """A row of shared.csv: one method at one step, or over all steps at one level (step 0; "every": at all of them)."""
 
     mask: str
@@ -96,147 +93,90 @@ def tally(tokens: list[list[int]], pushes: np.ndarray) -> np.ndarray:
     return np.array([there.sum(), (there & shared[flat]).sum(), mass.sum(), mass[shared].sum(), (mass - net).sum()])
 
 
-def ratios(tallies: np.ndarray) -> dict[str, float | None]:
-    """PANELS from the sums of tallies (5,); None where there is nothing to take a share of."""
-    tokens, shared, mass, on_shared, cancelled = tallies.tolist()
-    parts = ((shared, tokens), (cancelled, on_shared), (cancelled, mass))
-    return {name: a / b if b else None for name, (a, b) in zip(PANELS, parts, strict=True)}
+def ratios(sums: pd.DataFrame) -> pd.DataFrame:
+    """PANELS from sums of tallies; NaN where there is nothing to take a share of."""
+    parts = (("shared", "tokens"), ("cancels", "on_shared"), ("cancels", "mass"))
+    return pd.DataFrame({name: sums[a] / sums[b] for name, (a, b) in zip(PANELS, parts, strict=True)})
 
 
 # ---------------------------------------------------------------------------------------- runs
 
 
-def read_groups(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of rollouts.jsonl; a last one that is just being written is left out. Raises ValueError."""
-    path = folder / "rollouts.jsonl"
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                if line.endswith("\n"):
-                    yield json.loads(line)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): analysis.shared counts in it") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: not every line is a group") from error
-
-
-def tallies_of(run: Run) -> dict[tuple[str, int, str], np.ndarray]:
-    """(mask, step, level) -> the tallies of its groups with signal, summed. Raises ValueError on a damaged file."""
+def tallies_of(run: SavedRun) -> pd.DataFrame:
+    """The tallies of each group with signal: mask, step, level and COUNTED. Raises ValueError on a damaged file."""
     recipe, delta = run.config.get("recipe") or {}, run.config.get("delta", 3.0)
     torch.manual_seed(0)  # of the random masks
-    found: dict[tuple[str, int, str], np.ndarray] = {}
-    for group in read_groups(run.folder):
-        try:
+    rows = []
+    try:
+        for _, _, group in read_rollouts(run.folder):
             A, tokens = np.array(group["A"], dtype=float), group["tokens"]
-            S = torch.tensor([float("nan") if s is None else s for s in group["S"]])
-            step, level = int(group["step"]), str(group["level"])
+            S = torch.tensor([np.nan if s is None else s for s in group["S"]])
+            where = (int(group["step"]), str(group["level"]))
             keep = dagrpo.rectification_mask(torch.from_numpy(A)[None], S[None], delta)[0].numpy()  # (G,)
-        except (KeyError, TypeError, ValueError) as error:
-            path = run.folder / "rollouts.jsonl"
-            raise ValueError(f"{path} is damaged: a line has not the A, S, tokens, step, level of a group") from error
-        if not A.any():
-            continue
-        # of the three divisors only this one differs between the rows of an update; a common factor cancels out
-        rows = np.array([max(len(row), 1) for row in tokens]) if recipe.get("divisor") == "sequence" else 1  # (G,)
-        for mask, kept in zip(MASKS, (True, chance_mask(A, keep), keep), strict=True):
-            key = (mask, step, level)
-            found[key] = found.get(key, 0) + tally(tokens, A / rows * kept)
-    if not found:
+            if not A.any():
+                continue
+            # of the three divisors only this one differs between the rows of an update; a common factor cancels out
+            lengths = np.array([max(len(row), 1) for row in tokens]) if recipe.get("divisor") == "sequence" else 1
+            for mask, kept in zip(MASKS, (True, chance_mask(A, keep), keep), strict=True):
+                rows.append([mask, *where, *tally(tokens, A / lengths * kept)])
+    except (KeyError, TypeError, ValueError) as error:
+        path = run.folder / "rollouts.jsonl"
+        raise ValueError(f"{path} is damaged: a line lacks the A, S, tokens, step or level of a group") from error
+    if not rows:
         raise ValueError(f"{run.folder / 'rollouts.jsonl'} has no group with signal: there is nothing to count")
-    return found
+    return pd.DataFrame(rows, columns=["mask", "step", "level", *COUNTED])
 
 
-def curve(name: str, mask: str, method: str, runs: list[Run], smooth: int) -> list[Point]:
-    """One method in one panel over training: seeds smoothed first, then their mean and its 95 % t-interval."""
-    steps = common_steps(runs)
-    raw = [[run.rows[step].get(f"{name}, {mask}") for step in steps] for run in runs]  # (seeds, steps)
-    smoothed = [running_mean(values, smooth) for values in raw]
-    columns = zip(steps, zip(*smoothed, strict=True), raw[0], strict=True)
-    points = [
-        point(name, method, step, values, alone if len(runs) == 1 else None, smooth, mask, "all")
-        for step, values, alone in columns
-    ]
-    return [p for p in points if p]
-
-
-def point(
-    name: str,
-    method: str,
-    step: int,
-    values: Iterable[float | None],
-    alone: float | None,
-    smooth: int,
-    mask: str,
-    level: str,
-) -> Point | None:
-    """The mean over seeds, and its interval cut to what shares can be; None if no seed has the figure."""
-    there = [x for x in values if x is not None]
-    if not there:
-        return None
-    mean, half = t_interval(there)
-    low, high = (None, None) if half is None else (max(0.0, mean - half), min(1.0, mean + half))
-    return Point(name, method, step, mean, low, high, len(there), alone, smooth, mask, level)
-
-
-def measure(runs: list[Run], smooth: int) -> list[Point]:
-    """All points: over training, and over all steps by level."""
-    points, counted = [], {}
-    bar = progress(runs, desc="runs")
-    for run in bar:
-        try:
-            counted[run.folder] = tallies_of(run)
-        except ValueError as why:
-            bar.close()  # or it would be drawn once more, behind the error
-            fail(str(why))
+def points_of(runs: list[SavedRun], smooth: int) -> pd.DataFrame:
+    """All SharedPoints: over training, and over all steps by level."""
+    try:
+        with progress(runs, desc="runs") as bar:
+            tallies = {run.folder: tallies_of(run) for run in bar}
+    except OSError as error:
+        fail(f"{error.filename} cannot be read ({error.strerror}): analysis.shared counts in it")
+    except ValueError as error:
+        fail(str(error))
+    points = []
     for method, group in by_method(runs).items():
-        stepwise, levels = [], sorted({level for run in group for _, _, level in counted[run.folder]})
-        for run in group:
-            rows: dict[int, dict[str, float | None]] = {step: {} for step in run.rows}
-            for step in rows:
-                for mask in MASKS:
-                    here = [t for (m, s, _), t in counted[run.folder].items() if (m, s) == (mask, step)]
-                    if here:
-                        rows[step] |= {f"{name}, {mask}": x for name, x in ratios(sum(here)).items()}
-            stepwise.append(replace(run, rows=rows))
+        seeds, steps = range(len(group)), common_steps(group)
+        every = pd.concat([tallies[run.folder] for run in group], keys=seeds, names=["seed"])
         for mask in MASKS:
-            sums = [
-                {
-                    at: sum(t for (m, _, name), t in counted[r.folder].items() if (m, name) == (mask, at))
-                    for at in levels
-                }
-                for r in group
-            ]
+            here = every[every["mask"] == mask].drop(columns="mask")
+            by_step = ratios(here.drop(columns="level").groupby(["seed", "step"]).sum())
+            here = pd.concat([here, here.assign(level="every")]).drop(columns="step")  # sorted behind the numbers
+            by_level = ratios(here.groupby(["seed", "level"]).sum())
             for name in PANELS:
-                points += curve(name, mask, method, stepwise, smooth) if mask != RANDOM else []
-                for at in [*levels, "every"]:
-                    total = [sum(s.values()) if at == "every" else s[at] for s in sums]
-                    values = [ratios(t)[name] if isinstance(t, np.ndarray) else None for t in total]
-                    points.append(point(name, method, 0, values, None, smooth, mask, at))
-    return [p for p in points if p]
+                raw = by_step[name].unstack("seed").reindex(index=steps, columns=seeds)  # (steps, seeds)
+                if mask != RANDOM:
+                    points.append(curve(raw, name, method, smooth, 1.0).assign(mask=mask, level="all"))
+                raw = by_level[name].unstack("seed").reindex(columns=seeds)  # (levels, seeds)
+                found = curve(raw, name, method, 1, 1.0)  # its "steps" are the levels
+                points.append(found.assign(mask=mask, level=found["step"], step=0, raw=np.nan, smooth=smooth))
+    return pd.concat(points)
 
 
 # ---------------------------------------------------------------------------------------- the figure
 
 
-def draw(points: list[Point]) -> Figure:
+def draw_shared(points: pd.DataFrame) -> Figure:
     """A column for each of PANELS; rows: over training as sampled, over training under the mask, by level."""
-    methods = list(dict.fromkeys(p.method for p in points))
+    methods = list(points["method"].unique())
     figure = Figure(figsize=(14.5, 9.4), layout="constrained")
     axes = figure.subplots(3, 4, width_ratios=(1, 1, 1, 0.9))
     for column, (name, unit) in zip(axes.T, PANELS.items(), strict=False):
-        here = [p for p in points if p.panel == name]
-        for ax, mask, told in ((column[0], NONE, "as sampled"), (column[1], MASKED, "after the mask of Eq. 8-9")):
+        here = points[points["panel"] == name]
+        for ax, mask, when in ((column[0], NONE, "as sampled"), (column[1], MASKED, "after the mask of Eq. 8-9")):
+            over_training = here[(here["mask"] == mask) & (here["level"] == "all")]
             for i, method in enumerate(methods):
-                line = [p for p in here if (p.method, p.mask, p.level) == (method, mask, "all")]
-                draw_line(ax, line, i, log=False)
-            ax.set(title=f"{name.capitalize()}, {told}", xlabel="step", ylabel=unit)
-        draw_levels(column[2], [p for p in here if p.step == 0], methods)
+                draw_line(ax, over_training[over_training["method"] == method], i)
+            ax.set(title=f"{name.capitalize()}, {when}", xlabel="step", ylabel=unit)
+        draw_levels(column[2], here[here["step"] == 0], methods)
         column[2].set(title=f"{name.capitalize()}, by level", xlabel="level (last: all)", ylabel=unit)
-        top = max([p.high or p.mean for p in here], default=1.0)
+        top = here["high"].fillna(here["mean"]).max() if len(here) else 1.0
         for ax in column:
             ax.set_ylim(0, min(1.0, 1.08 * top) + 0.01)
             ax.grid(alpha=0.3)
-    draw_legend(axes[0, 3], [p for p in points if p.step], methods)
+    draw_legend(axes[0, 3], points[points["step"] > 0])
     axes[1, 3].axis("off")
     axes[2, 3].axis("off")
     for mask, marker in MARKS.items():
@@ -246,20 +186,16 @@ def draw(points: list[Point]) -> Figure:
     return figure
 
 
-def draw_levels(ax: Axes, points: list[Point], methods: list[str]) -> None:
+def draw_levels(ax: Axes, points: pd.DataFrame, methods: list[str]) -> None:
     """Methods side by side at each level, masks by their markers."""
-    levels = list(dict.fromkeys(p.level for p in points))
-    width = 0.8 / len(methods)
+    levels, width = list(points["level"].unique()), 0.8 / len(methods)
     for i, method in enumerate(methods):
-        for p in (p for p in points if p.method == method):
-            at = (
-                levels.index(p.level)
-                + width * (i - (len(methods) - 1) / 2)
-                + 0.27 * width * (list(MARKS).index(p.mask) - 1)
-            )
+        for p in points[points["method"] == method].itertuples():
+            shift = (i - (len(methods) - 1) / 2) + 0.27 * (list(MARKS).index(p.mask) - 1)
             look = {"color": COLOURS[i % len(COLOURS)], "markersize": 5}
             fill = "white" if p.mask == NONE else look["color"]
-            half = None if p.low is None else [[p.mean - p.low], [p.high - p.mean]]
+            half = None if np.isnan(p.low) else [[p.mean - p.low], [p.high - p.mean]]
+            at = levels.index(p.level) + width * shift
             ax.errorbar(at, p.mean, half, marker=MARKS[p.mask], markerfacecolor=fill, elinewidth=0.8, **look)
     ax.set_xticks(range(len(levels)), ["all" if level == "every" else level for level in levels])
 
@@ -277,43 +213,30 @@ of these the mean over seeds. Bands and bars: 95 % t-interval of the mean over s
 and its single steps are drawn faint."""
 
 
-def caption(runs: list[Run], out: Path, smooth: int, argv: list[str]) -> str:
-    lines = [CAPTION.format(count(smooth, "step")), ""]
-    for method, group in by_method(runs).items():
-        seeds = ", ".join(str(run.config["seed"]) for run in group)
-        lines.append(f"{method}: {count(len(group), 'seed')} ({seeds}), {count(len(common_steps(group)), 'step')}")
-        lines += [f"    {run.folder}" for run in group]
-    lines += ["", "drawn by:    " + shlex.join(["python", "-m", "analysis.shared", *argv])]
-    lines += ["drawn again: " + shlex.join(["python", "-m", "analysis.shared", "--from-csv", str(out / "shared.csv")])]
-    return "\n".join(lines) + "\n"
-
-
-def tell(points: list[Point]) -> str:
+def summary(points: pd.DataFrame) -> str:
     """Over all steps and levels, as text."""
     lines = [f"{'method':24s}{'mask':10s}" + "".join(f"{name:>24s}" for name in PANELS)]
-    for method, mask in dict.fromkeys((p.method, p.mask) for p in points):
-        cells = {p.panel: p for p in points if (p.method, p.mask, p.level) == (method, mask, "every")}
-        line = f"{method:24s}{mask:10s}"
-        for name in PANELS:
-            p = cells.get(name)
-            band = "" if p is None or p.high is None else f" [{p.low:.3f}, {p.high:.3f}]"
-            line += f"{'-' if p is None else f'{p.mean:.3f}' + band:>24s}"
-        lines.append(line)
+    for (method, mask), found in points[points["level"] == "every"].groupby(["method", "mask"], sort=False):
+        cells = dict.fromkeys(PANELS, "-")
+        for p in found.itertuples():
+            cells[p.panel] = f"{p.mean:.3f}" + ("" if np.isnan(p.high) else f" [{p.low:.3f}, {p.high:.3f}]")
+        lines.append(f"{method:24s}{mask:10s}" + "".join(f"{cell:>24s}" for cell in cells.values()))
     return "\n".join(lines)
 
 
-def write(runs: list[Run], smooth: int, out: Path, argv: list[str]) -> None:
-    points = measure(runs, smooth)
-    print(tell(points))
-    write_rows(points, out / "shared.csv")
-    (out / "shared.txt").write_text(caption(runs, out, smooth, argv), encoding="utf-8")
+def measure(runs: list[SavedRun], smooth: int, path: Path) -> str:
+    points = points_of(runs, smooth)
+    print(summary(points))
+    write_rows(points, path)
+    return "\n".join([CAPTION.format(count(smooth, "step")), *describe(runs)])
+
+
+def redraw(source: Path, out: Path) -> None:
+    draw_shared(read_rows(SharedPoint, source)).savefig(out / "shared.png", dpi=80)
 
 
 def main(argv: list[str] | None = None) -> None:
-    def redraw(path: Path) -> Figure:
-        return draw(read_rows(Point, path))
-
-    main_of_runs("shared", __doc__, write, redraw, argv, default_out="runs/shared", dpi=80)
+    draw_runs("shared", __doc__, argv, measure, redraw, default_out="runs/shared")
 
 
 if __name__ == "__main__":

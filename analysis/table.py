@@ -4,139 +4,27 @@ One row per method: the mean over its seeds, and +- half the 95 % t-interval of 
 accuracies are those that eval.py has left in RUN/eval.json; costs are summed over metrics.csv. The best of each column
 has a star. Runs of one method that differ in a flag are rows of their own, with the flag in the name.
 
-The first half of this file reads run folders; curves.py takes it from here.
-
     python eval.py --model runs/dagrpo
     python -m analysis.table runs/dr_grpo runs/dagrpo --baseline "runs/start.json:warm start"
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t as student
+import pandas as pd
 
-from harness.console import Parser, fail
-
-# flags that may differ between two runs which are one method with two seeds
-BOOKKEEPING = {"out", "seed", "steps", "resume", "overwrite", "save_every", "log_rollouts_every", "show_every"}
-BOOKKEEPING |= {"micro_batch_tokens", "recipe", "anchors", "problems", "python", "torch", "transformers", "threads"}
-BOOKKEEPING |= {"init_from"}  # is part of the name already
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder of train.py, read."""
-
-    folder: Path
-    method: str  # as figures and tables call it
-    config: dict[str, Any]
-    rows: dict[int, dict[str, float | None]]  # step -> column -> figure; None: not available
-
-
-def read_runs(folders: Iterable[Path]) -> list[Run]:
-    """Reads run folders, and gives runs that differ in a flag different names: `dagrpo, delta 1.0`."""
-    runs = [read_run(folder) for folder in folders]
-    named = []
-    for run in runs:
-        same = [other.config for other in runs if other.method == run.method]
-        flags = [f for f in run.config if f not in BOOKKEEPING and any(c.get(f) != run.config[f] for c in same)]
-        named.append(replace(run, method=", ".join([run.method, *(f"{f} {run.config[f]}" for f in flags)])))
-    seen: dict[tuple[str, int], Path] = {}
-    for run in named:
-        other = seen.setdefault((run.method, run.config["seed"]), run.folder)
-        if other is not run.folder:
-            fail(f"{other} and {run.folder} are both {run.method} with seed {run.config['seed']}: give one of them")
-    return named
-
-
-def read_run(folder: Path) -> Run:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        lines = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines(keepends=True)
-        method = config["method"] + origin(config["init_from"]) if config.get("init_from") else config["method"]
-        config["seed"] = int(config["seed"])
-    except OSError as error:
-        fail(f"{folder} is not a run folder of train.py: {Path(error.filename).name} cannot be read ({error.strerror})")
-    except (ValueError, KeyError, TypeError):
-        fail(f"{folder} is not a run folder of train.py: its config.json does not tell method and seed")
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()  # train.py is just writing it, or was killed
-    try:
-        rows = {int(row["step"]): {name: number(cell) for name, cell in row.items()} for row in csv.DictReader(lines)}
-    except (ValueError, KeyError, TypeError, csv.Error):
-        fail(f"{folder / 'metrics.csv'} is damaged: not every line holds a step and its figures")
-    if not rows:
-        fail(f"{folder / 'metrics.csv'} is empty: the run has not finished a step yet")
-    return Run(folder, method, config, rows)
-
-
-def origin(start: str) -> str:
-    """` after sft` of a run that began where another ended; of a model that is no run, its folder's name.
-
-    Nothing of a warm start, which is where runs begin anyway: seeds of one method may have one each.
-    """
-    if (Path(start) / "warm_start.json").exists():
-        return ""
-    for folder in (Path(start), *Path(start).parents[:2]):  # RUN, RUN/checkpoint or RUN/checkpoint/model
-        try:
-            return " after " + json.loads((folder / "config.json").read_text(encoding="utf-8"))["method"]
-        except (OSError, ValueError, KeyError):
-            continue
-    return f" after {Path(start).name}"
-
-
-def number(cell: str | None) -> float | None:
-    """None for an empty cell, and for what is not finite: the norm of an update that was skipped."""
-    value = float(cell) if cell else math.nan
-    return value if math.isfinite(value) else None
-
-
-def by_method(runs: list[Run]) -> dict[str, list[Run]]:
-    return {method: [run for run in runs if run.method == method] for method in dict.fromkeys(r.method for r in runs)}
-
-
-def t_interval(values: list[float]) -> tuple[float, float | None]:
-    """The mean, and half the width of its 95 % interval; None for a single value, which has no spread.
-
-    >>> t_interval([1.0, 2.0, 3.0])[0], round(t_interval([1.0, 2.0, 3.0])[1], 3)
-    (2.0, 2.484)
-    """
-    n, mean = len(values), sum(values) / len(values)
-    if n == 1:
-        return mean, None
-    variance = sum((x - mean) ** 2 for x in values) / (n - 1)
-    return mean, float(student.ppf(0.975, n - 1)) * math.sqrt(variance / n)
-
-
-def signed_interval(interval: tuple[float, float | None], digits: int = 3) -> str:
-    """A difference and its interval as tables show it; of a single value the value alone.
-
-    >>> signed_interval((0.1, 0.25)), signed_interval((0.1, None))
-    ('+0.100 [-0.150, +0.350]', '+0.100')
-    """
-    mean, half = interval
-    ends = "" if half is None else f" [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
-    return f"{mean:+.{digits}f}{ends}"
-
+from analysis.run_folders import SavedRun, by_method, read_runs
+from analysis.stats import t_interval
+from harness.console import Parser, fail, first_line
 
 COSTS = ("steps", "responses", "seconds")  # the other columns are greedy accuracies
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line: column -> mean and half-width over its seeds. What a method does not have is not in it."""
-
-    method: str
-    seeds: int
-    cells: dict[str, tuple[float, float | None]]
+Row = dict[str, Any]  # method; column -> mean over seeds, and `COLUMN half-width`, of what the method has
 
 
 @dataclass(frozen=True)
@@ -167,36 +55,40 @@ def read_eval(path: Path, hint: str = "") -> Eval:
         fail(f"{path} is not a result of eval.py{hint}")
 
 
-def cost(run: Run) -> dict[str, float]:
-    def total(*names: str) -> float:
-        return sum(row.get(name) or 0.0 for row in run.rows.values() for name in names)
-
-    seconds = total("rollout_seconds", "train_seconds")
-    return {"steps": float(len(run.rows)), "responses": total("responses"), "seconds": seconds}
+def cost(run: SavedRun) -> dict[str, float]:
+    sums = run.metrics.reindex(columns=["responses", "rollout_seconds", "train_seconds"]).sum()
+    seconds = sums["rollout_seconds"] + sums["train_seconds"]
+    return {"steps": float(len(run.metrics)), "responses": sums["responses"], "seconds": seconds}
 
 
 def make_row(method: str, seeds: list[dict[str, float]]) -> Row:
     """The mean over the seeds, of the columns that all of them have."""
-    columns = [name for name in seeds[0] if all(name in seed for seed in seeds)]
-    return Row(method, len(seeds), {name: t_interval([seed[name] for seed in seeds]) for name in columns})
+    columns = pd.DataFrame(seeds).dropna(axis=1)  # (seeds, columns)
+    row = {"method": method, "seeds": len(seeds)}
+    for name, mean, half in zip(columns, *t_interval(columns.to_numpy().T), strict=True):
+        row |= {name: float(mean), f"{name} half-width": float(half)}
+    return row
 
 
-def columns_of(rows: list[Row]) -> list[str]:
-    return [*COSTS, *dict.fromkeys(name for row in rows for name in row.cells if name not in COSTS)]
+def as_table(rows: list[Row]) -> pd.DataFrame:
+    """The costs, then the accuracies, of each method; NaN where it has no such figure."""
+    table = pd.DataFrame(rows).set_index("method")
+    rest = [name for name in table if not name.endswith("half-width") and name not in ("seeds", *COSTS)]
+    columns = [column for name in (*COSTS, *rest) for column in (name, f"{name} half-width")]
+    return table.reindex(columns=["seeds", *columns])
 
 
-def show(rows: list[Row]) -> str:
-    """The table as text; a star behind the best of a column, to the digits that are printed."""
-    lines = [["method", "seeds", *columns_of(rows)], *([row.method, str(row.seeds)] for row in rows)]
-    for name in columns_of(rows):
+def as_text(table: pd.DataFrame) -> str:
+    """The table to be read; a star marks the best of a column, to the digits that are printed."""
+    lines = [["method", "seeds"], *([method, str(seeds)] for method, seeds in table["seeds"].items())]
+    for name, half_width in zip(table.columns[1::2], table.columns[2::2], strict=True):
         digits = 0 if name in COSTS else 3
-        means = [f"{row.cells[name][0]:.{digits}f}" if name in row.cells else "-" for row in rows]
-        top = max(means, key=lambda text: -1.0 if text == "-" else float(text)) if digits and len(rows) > 1 else None
-        for row, line, mean in zip(rows, lines[1:], means, strict=True):
-            half = row.cells.get(name, (0.0, None))[1]
-            told = half is not None and (digits > 0 or round(half) > 0)  # seeds cost the same, mostly
-            line.append(mean + (f" +-{half:.{digits}f}" if told else "") + ("*" if mean == top else " "))
-    lines[0][2:] = [name + " " for name in lines[0][2:]]  # over the numbers, not over the stars
+        means = ["-" if math.isnan(x) else f"{x:.{digits}f}" for x in table[name]]
+        top = max(means, key=lambda text: -1.0 if text == "-" else float(text)) if digits and len(table) > 1 else None
+        lines[0].append(name + " ")  # over the numbers, not over the stars
+        for line, mean, half in zip(lines[1:], means, table[half_width], strict=True):
+            shown = half >= 0 if digits else half > 0.5  # seeds cost the same, mostly; NaN: one seed
+            line.append(mean + (f" +-{half:.{digits}f}" if shown else "") + ("*" if mean == top else " "))
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     aligned = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
     return "\n".join("  ".join(cells).rstrip() for cells in aligned)
@@ -213,30 +105,12 @@ def footnote(evals: list[Eval]) -> str:
     return text
 
 
-def write_csv(rows: list[Row], path: Path) -> None:
-    columns = columns_of(rows)
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["method", "seeds", *(head for name in columns for head in (name, f"{name} half-width"))])
-            for row in rows:
-                numbers = [x for name in columns for x in row.cells.get(name, (None, None))]
-                writer.writerow([row.method, row.seeds, *(None if x is None else f"{x:.6g}" for x in numbers)])
-    except OSError as error:
-        fail(f"--csv {path}: cannot be written ({error.strerror}); choose another file")
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.table", description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders of train.py, each with its eval.json")
-    parser.add_argument(
-        "--baseline",
-        action="append",
-        default=[],
-        metavar="FILE.json:LABEL",
-        help="a row from a result of eval.py alone",
-    )
-    parser.add_argument("--csv", metavar="FILE", help="also write the table there, means and half-widths apart")
+    add, label = parser.add_argument, "FILE.json:LABEL"
+    add("runs", nargs="+", metavar="RUN", help="run folders of train.py, each with its eval.json")
+    add("--baseline", action="append", default=[], metavar=label, help="a row from a result of eval.py alone")
+    add("--csv", metavar="FILE", help="also write the table there, means and half-widths apart")
     args = parser.parse_args(argv)
     runs, rows, evals = read_runs(map(Path, args.runs)), [], []
     for text in args.baseline:
@@ -247,12 +121,16 @@ def main(argv: list[str] | None = None) -> None:
         found = [read_eval(run.folder / "eval.json", f"; first: python eval.py --model {run.folder}") for run in group]
         rows.append(make_row(method, [cost(run) | e.scores for run, e in zip(group, found, strict=True)]))
         evals += found
-        if len({len(run.rows) for run in group}) > 1:
+        if len({len(run.metrics) for run in group}) > 1:
             print(f"{method}: its runs have different numbers of steps", file=sys.stderr)
-    print(show(rows))
+    table = as_table(rows)
+    print(as_text(table))
     print(footnote(evals))
     if args.csv:
-        write_csv(rows, Path(args.csv))
+        try:
+            table.to_csv(args.csv, float_format="%.6g", lineterminator="\n")
+        except OSError as error:
+            fail(f"--csv {args.csv}: cannot be written ({first_line(error)}); choose another file")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ text, its looks and its script are viewer.html) does the rest, as delta is chose
 
 What is assumed, and said on the page: the ratio is 1 (the first update on a batch), so nothing is clipped; the group is
 an update of its own (a run divides by its other groups too, and pools tokens over them for dapo and cispo);
-entropies are not in rollouts.jsonl, so GTPO's penalty and filter and LUFFY's bonus are left out; a recipe without
-anchors takes a recorded demonstration as if it had been sampled.
+entropies are not in rollouts.jsonl, so GTPO's penalty and filter, LUFFY's bonus and top_entropy's choice of tokens are
+left out; a recipe without anchors takes a recorded demonstration as if it had been sampled.
 
     python -m analysis.viewer runs/demo/dagrpo                    writes runs/demo/dagrpo/viewer.html
     python -m analysis.viewer runs/demo/dagrpo --steps 1,50-60    these steps
@@ -27,10 +27,10 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 import dagrpo
+from analysis.eight import FAMILIES, cite
+from analysis.run_folders import read_config, read_rollouts
 from dagrpo import METHODS, Recipe
 from harness.console import Parser, fail
 from policy import load_tokenizer
@@ -51,8 +53,8 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer decodes a part of a
 
 
 @dataclass(frozen=True)
-class Run:
-    """What config.json tells: the recipe as it was run, flags included."""
+class ViewedRun:
+    """What config.json says: the recipe as it was run, flags included."""
 
     method: str
     recipe: Recipe
@@ -60,18 +62,23 @@ class Run:
     max_new_tokens: int
 
 
-def read_config(folder: Path) -> Run:
-    path = folder / "config.json"
+def read_recipe(folder: Path) -> ViewedRun:
+    config = read_config(folder)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        known = {f.name for f in fields(Recipe)}
+        known, usual = get_type_hints(Recipe), METHODS[config["method"]]
         flags = {name: value for name, value in config["recipe"].items() if name in known}
-        recipe = replace(METHODS[config["method"]], **flags | {"clip": tuple(flags["clip"])})
-        return Run(config["method"], recipe, float(config["delta"]), int(config["max_new_tokens"]))
-    except OSError as error:
-        fail(f"{folder} is not a run folder of train.py: config.json cannot be read ({error.strerror})")
+        low, high = map(float, flags["clip"])
+        recipe = replace(usual, **flags | {"clip": (low, high)})
+        run = ViewedRun(config["method"], recipe, config["delta"], config["max_new_tokens"])
+        for name, kind in known.items():
+            value, choices = getattr(recipe, name), get_args(kind) if get_origin(kind) is Literal else ()
+            if type(value) is not type(getattr(usual, name)) or (choices and value not in choices):
+                raise ValueError
+        if type(run.max_new_tokens) is not int or not (is_number(run.delta) and run.delta >= 0 < run.max_new_tokens):
+            raise ValueError
+        return run
     except (ValueError, KeyError, TypeError, AttributeError):
-        fail(f"{path} does not tell method, recipe, delta and max_new_tokens: give a run of train.py with a recipe")
+        fail(f"{folder / 'config.json'} lacks method, recipe, delta or max_new_tokens: give a run of train.py")
 
 
 @dataclass(frozen=True)
@@ -83,42 +90,47 @@ class Index:
     half_written: bool  # the last line has no end: train.py is just writing it, or was killed
 
 
-def index_rollouts(path: Path) -> Index:
-    places, malformed, offset, line = [], [], 0, b"\n"
+def index_rollouts(folder: Path) -> Index:
+    path, places, malformed, end = folder / "rollouts.jsonl", [], [], 0
     try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                record = parse(line)
-                if record is not None:
-                    places.append((record["step"], offset))
-                elif line.endswith(b"\n"):
-                    malformed.append(number)
-                offset += len(line)
+        for number, line in enumerate(read_rollouts(folder), start=1):
+            begin, end, record = line
+            if is_group(record):
+                places.append((record["step"], begin))
+            else:
+                malformed.append(number)
+        half_written = path.stat().st_size > end
     except OSError as error:
         fail(f"{path} cannot be read ({error.strerror}): give a run folder of train.py")
     if not places:
         fail(f"{path} has no group in it" + (f": {len(malformed)} malformed lines" if malformed else " yet"))
-    return Index(places, malformed, half_written=not line.endswith(b"\n") and parse(line) is None)
+    return Index(places, malformed, half_written)
 
 
-def parse(line: bytes) -> dict[str, Any] | None:
-    """A line of rollouts.jsonl, or None if it is not a group that harness.report.records could have written."""
+def is_group(record: Any) -> bool:
+    """Could harness.report.records have written it?"""
     try:
-        record = json.loads(line)
         G = len(record["R"])
         numbers = [x for name in ("R", "A") for x in record[name]] + [s for s in record["S"] if s is not None]
         rows = zip(record["tokens"], record["logp"], strict=True)
-        good = (
+        texts = [*record["responses"], *(record[name] for name in ("level", "question", "answer", "demonstration"))]
+        return (
             G >= 2
             and all(isinstance(record[name], list) and len(record[name]) == G for name in PER_ROW)
-            and all(isinstance(record[name], int) for name in ("step", "group"))
-            and all(isinstance(record[name], str) for name in ("level", "question", "answer", "demonstration"))
-            and all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
-            and all(len(ids) == len(logp) > 0 and all(isinstance(i, int) and i >= 0 for i in ids) for ids, logp in rows)
+            and all(type(record[name]) is int and is_number(record[name]) for name in ("step", "group"))
+            and all(isinstance(text, str) for text in texts)
+            and all(type(x) is bool for name in ("keep", "is_anchor") for x in record[name])
+            and all(map(is_number, numbers))
+            and all(len(ids) == len(logp) > 0 and all(type(i) is int and i >= 0 for i in ids) for ids, logp in rows)
+            and all(x is None or is_number(x) for logp in record["logp"] for x in logp)
         )
-        return record if good else None
     except (ValueError, KeyError, TypeError):
-        return None
+        return False
+
+
+def is_number(x: Any) -> bool:
+    """A finite number that fp32 holds: not a switch, not a text, not one of 400 digits."""
+    return type(x) in (int, float) and abs(x) < 2**31
 
 
 def parse_steps(text: str) -> list[range]:
@@ -126,7 +138,7 @@ def parse_steps(text: str) -> list[range]:
     >>> parse_steps("1,50-60")
     [range(1, 2), range(50, 61)]
     """
-    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+    if not re.fullmatch(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", text):
         fail(f"--steps {text}: give steps and ranges of steps, as in 1,50-60")
     ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
     return [range(end[0], end[-1] + 1) for end in ends]
@@ -153,34 +165,31 @@ def ranges(steps: list[int]) -> str:
 
 def notices(index: Index, chosen: list[tuple[int, int]]) -> list[str]:
     """What is not on the page, and how to get it: printed, and shown on top of the page."""
-    told = []
+    notes = []
     if len(chosen) < len(index.places):
         here, there = ({step for step, _ in places} for places in (chosen, index.places))
         short = sorted({step for step, _ in set(index.places) - set(chosen)} & here)
-        told.append(
+        notes.append(
             f"{len(chosen)} of the {len(index.places)} groups in rollouts.jsonl are on this page, of {len(here)} of "
             f"{len(there)} steps: {ranges(sorted(here))}. For others: --steps 1,50-60, or a higher --limit."
             + (f" Not all groups of step {ranges(short)} are here." if short else "")
         )
     if bad := index.malformed:
         lines = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        told.append(f"{len(bad)} malformed line(s) of rollouts.jsonl left out: line {lines}.")
+        notes.append(f"{len(bad)} malformed line(s) of rollouts.jsonl left out: line {lines}.")
     if index.half_written:
-        told.append("The last line of rollouts.jsonl is half written (the run goes on, or was killed) and left out.")
-    return told
+        notes.append("The last line of rollouts.jsonl is half written (the run goes on, or was killed) and left out.")
+    return notes
 
 
 def find_tokenizer(folder: Path, name: str | None) -> PreTrainedTokenizerBase:
     if name is None and not (folder / "checkpoint" / "model" / "tokenizer_config.json").exists():
         fail(f"{folder} has no tokenizer (checkpoint/model is missing): --tokenizer names the model's id or folder")
-    try:
-        return load_tokenizer(name or str(folder))
-    except (OSError, ValueError) as error:
-        fail(f"the tokenizer of {name or folder} cannot be loaded: {str(error).splitlines()[0]}")
+    return load_tokenizer(name or str(folder))
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Iterator[str]:
-    """The text of each token. A character that several tokens make up stands at its first one, the others are ''."""
+    """The text of each token. A character that several tokens make up is at its first one, the others are ''."""
     texts = [tokenizer.decode([i]) for i in ids]
     at = 0
     while at < len(ids):
@@ -197,6 +206,20 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Iterator[str]:
 
 
 # ---------------------------------------------------------------------------------------- the numbers
+
+
+def anchors_of(recipe: Recipe, record: dict[str, Any]) -> Tensor:
+    """Which responses are anchors under the recipe, (G,): in hpt none where a rollout is right."""
+    is_anchor = torch.tensor(record["is_anchor"])  # (G,)
+    right = (torch.tensor(record["R"]) * ~is_anchor).sum()
+    return is_anchor & recipe.anchors & (recipe.gate is None or bool(right <= recipe.gate))
+
+
+def advantages(recipe: Recipe, record: dict[str, Any]) -> Tensor:
+    """A (G,) of the group alone under the recipe: spreads of the batch are this group's."""
+    R = torch.tensor([record["R"]], dtype=torch.float32)  # (1, G)
+    apart = None if recipe.mu is None else anchors_of(recipe, record)[None]
+    return dagrpo.group_advantages(R, recipe.scale, recipe.baseline, apart)[0]
 
 
 def unmasked_pushes(recipe: Recipe, record: dict[str, Any], A: Tensor, max_new_tokens: int) -> list[Tensor]:
@@ -218,13 +241,13 @@ def unmasked_pushes(recipe: Recipe, record: dict[str, Any], A: Tensor, max_new_t
         mask,
         logp_old=recorded.nan_to_num(),
         entropy_old=torch.zeros_like(recorded),
-        is_anchor=torch.tensor(record["is_anchor"]) & recipe.anchors,
+        is_anchor=anchors_of(recipe, record),
         max_new_tokens=max_new_tokens,
     )
     trained = recorded.nan_to_num().requires_grad_()  # ratio 1: its value is read by LUFFY's shaped ratio alone
     dagrpo.policy_loss(trained, update, recipe, entropy=torch.zeros_like(recorded)).backward()
     push = -trained.grad
-    if recipe.anchors and recipe.anchor_ratio == "shaped":
+    if recipe.anchors and recipe.anchor_ratio in ("shaped", "phi"):
         unknown = recorded.isnan() & update.is_anchor[:, None] & (A != 0)[:, None]
         push = push.masked_fill(unknown, math.nan)
     return [row[:t] for row, t in zip(push, lengths.tolist(), strict=True)]
@@ -253,14 +276,15 @@ def runs_of(values: list[float]) -> list[float | None]:
     return [x for value, run in groupby(rounded) for x in (len(list(run)), value)]
 
 
-def page_group(record: dict[str, Any], run: Run, recipes: dict[str, Recipe], texts: list[list[int]]) -> dict[str, Any]:
+def page_group(
+    record: dict[str, Any], run: ViewedRun, recipes: dict[str, Recipe], texts: list[list[int]]
+) -> dict[str, Any]:
     """A group as the page reads it; `texts`: of each response, which strings its tokens are."""
     by_recipe = []
     for name, recipe in recipes.items():
         # R is not all that A is made of in a run with an over-long penalty, say
-        R, A = (torch.tensor(record[letter], dtype=torch.float32) for letter in "RA")  # (G,)
-        if name != run.method:
-            A = dagrpo.group_advantages(R[None], recipe.scale, recipe.baseline)[0]
+        # R is not all that A is made of in a run with an over-long penalty, say
+        A = torch.tensor(record["A"], dtype=torch.float32) if name == run.method else advantages(recipe, record)  # (G,)
         push = unmasked_pushes(recipe, record, A, run.max_new_tokens)
         by_recipe.append({"A": [float(f"{a:.6g}") for a in A.tolist()], "push": [runs_of(p.tolist()) for p in push]})
     kept = ("step", "group", "level", "question", "answer", "demonstration", "R", "S", "keep", "is_anchor")
@@ -271,9 +295,11 @@ def page_group(record: dict[str, Any], run: Run, recipes: dict[str, Recipe], tex
 # ---------------------------------------------------------------------------------------- the page
 
 
-def build(folder: Path, chosen: list[tuple[int, int]], told: list[str], tokenizer: PreTrainedTokenizerBase) -> dict:
+def build(
+    folder: Path, run: ViewedRun, chosen: list[tuple[int, int]], notes: list[str], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
     """All that the page knows."""
-    run, strings, groups = read_config(folder), {}, []
+    strings, groups = {}, []
     recipes = METHODS | {run.method: run.recipe}
     with (folder / "rollouts.jsonl").open("rb") as file:
         for _, offset in chosen:
@@ -285,13 +311,22 @@ def build(folder: Path, chosen: list[tuple[int, int]], told: list[str], tokenize
                 [strings.setdefault(text, len(strings)) for text in pieces(tokenizer, ids)] for ids in record["tokens"]
             ]
             groups.append(page_group(record, run, recipes, texts))
-    shown = ("paper", "rectify", "anchors")
-    about = [{"name": name} | {x: getattr(recipe, x) for x in shown} for name, recipe in recipes.items()]
+    families = {name: title for title, members in FAMILIES.items() for name in members}
+    about = [
+        {
+            "name": name,
+            "family": families[name],
+            "paper": cite(recipe),
+            "rectify": recipe.rectify,
+            "anchors": recipe.anchors,
+        }
+        for name, recipe in recipes.items()
+    ]
     return {
         "run": str(folder),
         "method": run.method,
         "delta": run.delta,
-        "notices": told,
+        "notices": notes,
         "recipes": about,
         "strings": list(strings),
         "groups": groups,
@@ -327,18 +362,17 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(args.run)
     out = Path(args.out) if args.out else folder / "viewer.html"
     steps = parse_steps(args.steps) if args.steps else None
-    read_config(folder)  # before the long work
-    index = index_rollouts(folder / "rollouts.jsonl")
+    run, index = read_recipe(folder), index_rollouts(folder)
     chosen = choose(index.places, steps, args.limit)
     if not chosen:
         fail(f"--steps {args.steps}: none of them is in rollouts.jsonl, which has {ranges(sorted(dict(index.places)))}")
-    told = notices(index, chosen)
-    data = build(folder, chosen, told, find_tokenizer(folder, args.tokenizer))
+    notes = notices(index, chosen)
+    data = build(folder, run, chosen, notes, find_tokenizer(folder, args.tokenizer))
     try:
         out.write_text(render(data, TEMPLATE.read_text(encoding="utf-8")), encoding="utf-8")
     except OSError as error:
         fail(f"--out {out}: cannot be written ({error.strerror}); choose another file")
-    print("\n".join([*told, f"written: {out}, {len(chosen)} groups, {out.stat().st_size / 1e6:.1f} MB"]))
+    print("\n".join([*notes, f"written: {out}, {len(chosen)} groups, {out.stat().st_size / 1e6:.1f} MB"]))
 
 
 if __name__ == "__main__":

@@ -8,17 +8,17 @@ Each class here is a group of flags in --help; `Config` is all of them. transfor
 
 from __future__ import annotations
 
-import math
 import shlex
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from transformers import HfArgumentParser
 
 import dagrpo
 import tasks
-from dagrpo import Recipe
+from dagrpo import INF, Recipe
 from harness.console import Parser, fail
+from judges.endpoint import LONG, SHORT
 from maths.data import INSTRUCTION
 
 PRESETS = {
@@ -76,6 +76,7 @@ class Start:
     model: str | None = flag(None, "a causal LM; without it the built-in warm start", "ID_OR_DIR")
     init_from: str | None = flag(None, "a run folder or model folder to start from (sft, then grpo)", "DIR")
     lora_rank: int = flag(0, "train a LoRA; 0: all weights", "R")
+    trust_remote_code: bool = flag(False, "run Python files that come with a model; never done without it")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ class Problems:
     columns, nested ones with dots. `python -m maths.data FILE` shows what would be read.
     """
 
-    levels: str = flag(",".join(tasks.LEVELS), "levels of the built-in task", "L,..")
+    world: str = flag("plain", f"of the built-in task: {', '.join(tasks.WORLDS)}", "W", choices=list(tasks.WORLDS))
+    levels: str | None = flag(None, "levels of the built-in task [those that the world trains on]", "L,..")
     data: str | None = flag(None, "JSONL, JSON or parquet file, or hub id[:configuration]", "FILE_OR_ID")
     data_split: str = flag("train", "of a hub id", "NAME")
     data_limit: int | None = flag(None, "only the first N usable problems", "N")
@@ -123,6 +125,11 @@ class Mask:
     judge_name: str | None = flag(None, "the endpoint's name of the model", "NAME")
     judge_model: str | None = flag(None, "of --scorer local", "ID_OR_DIR")
     judge_concurrency: int = flag(16, "requests at a time", "N")
+    judge_timeout: float = flag(120.0, "seconds for a request and its whole reply", "X")
+    judge_tokens: int | None = flag(None, f"longest reply [{SHORT}, or {LONG} for a model that thinks first]", "N")
+    judge_json: Literal["auto", "json_schema", "json_object", "none"] = flag(
+        "auto", "how JSON is asked for; auto: the first way that works"
+    )
     judge_cache: str | None = flag(None, "scores by content; runs may share it [OUT/judge.jsonl]", "FILE")
     delta: float = flag(3.0, "0 masks only what is on the wrong side", "D")
 
@@ -143,9 +150,12 @@ class Anchors:
 class Loss:
     """the loss; what is not given is as the recipe says"""
 
-    scale: Literal["none", "group"] | None = flag(None, "divide advantages by the group's std? (Eq. 1)")
+    scale: Literal["none", "group", "mean", "batch", "batch_centred"] | None = flag(
+        None, "what advantages are divided by: Eq. 1 has the group's std"
+    )
     divisor: Literal["constant", "sequence", "tokens"] | None = flag(None, "length normalisation (Eq. 10)")
     kl_beta: float = flag(0.0, "weight of KL to the starting policy (Eq. 2)", "BETA")
+    kl: Literal["k1", "k2", "k3", "k3_ratio"] | None = flag(None, "how KL is estimated")
     overlong_buffer: int = flag(0, "DAPO: penalty on the last T tokens", "T")
 
 
@@ -181,8 +191,11 @@ class Config(*reversed(GROUPS)):  # so that its fields are in their order
     @property
     def recipe(self) -> Recipe:
         """The method's recipe, with the choices that flags override."""
-        given = {name: getattr(self, name) for name in ("anchor_ratio", "scale", "divisor") if getattr(self, name)}
-        return replace(dagrpo.METHODS[self.method], **given)
+        given = {
+            name: getattr(self, name) for name in ("anchor_ratio", "scale", "divisor", "kl") if getattr(self, name)
+        }
+        hard = {"gate": 0} if self.anchor_when == "hard" else {}
+        return replace(dagrpo.METHODS[self.method], **given, **hard)
 
 
 class ConfigParser(Parser, HfArgumentParser):
@@ -218,24 +231,43 @@ def parse(argv: list[str], about: str | None = None) -> Config:
     return config
 
 
-LEAST = {
-    "steps": 1, "batch_prompts": 1, "max_new_tokens": 1, "updates_per_batch": 1, "save_every": 1, "keep": 1,
-    "log_rollouts_every": 1, "show_every": 0, "micro_batch_tokens": 1, "delta": 0, "kl_beta": 0, "overlong_buffer": 0,
-    "lora_rank": 0, "judge_concurrency": 1, "data_limit": 1, "group_size": 2,
-}  # fmt: skip
-POSITIVE = ("lr", "temperature", "max_grad_norm")
+ABOVE_ZERO = ("lr", "temperature", "max_grad_norm", "judge_timeout")
+AT_LEAST_ONE = (
+    "steps", "batch_prompts", "max_new_tokens", "updates_per_batch", "save_every", "keep", "log_rollouts_every",
+    "micro_batch_tokens", "judge_concurrency", "judge_tokens", "data_limit", "per_level", "limit", "batch",
+    "per_device_rows",
+)  # fmt: skip
+LEAST = dict.fromkeys(ABOVE_ZERO, 1e-30) | dict.fromkeys(AT_LEAST_ONE, 1) | {"group_size": 2}  # 0 for others
+MOST = {"lora_rank": 2**12, "judge_concurrency": 2**10, "k": 2**16}  # 2**31 - 1 for what is not here
+MOST_TOKENS = 2**27  # of responses, in memory at a time: 16 times the paper's, or 2 GB for their ids and log-probs
+
+
+def check_numbers(settings: Any) -> None:
+    """One clear line for a number in this dataclass that cannot work: every numeric setting goes through here."""
+    for name, value in vars(settings).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        shown, least, most = f"--{name.replace('_', '-')}", LEAST.get(name, 0), MOST.get(name, 2**31 - 1)
+        if value in (INF, -INF) or value != value:
+            fail(f"{shown} must be a finite number, not {value}")
+        if value < least:
+            why = ": a group needs something to compare with" if name == "group_size" else ""
+            fail(f"{shown} must be {'above 0' if 0 < least < 1 else f'at least {least}'}, not {value}{why}")
+        if value > most:
+            fail(f"{shown} must be at most {most}, not {value}")
+
+
+def check_memory(rows: int, tokens: int, flags: str) -> None:
+    """One clear line for `rows` responses of `tokens` tokens that the system would end the program for."""
+    if rows * tokens > MOST_TOKENS:
+        fail(f"{flags}: {rows:,} responses of {tokens:,} tokens at a time fit into no memory")
 
 
 def check(config: Config) -> None:
     """One clear line for a value that cannot work, before anything is written."""
-    for name, value in asdict(config).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            fail(f"--{name.replace('_', '-')} must be a finite number, not {value}")
-        if value is not None and name in LEAST and not value >= LEAST[name]:
-            why = ": a group needs something to compare with" if name == "group_size" else ""
-            fail(f"--{name.replace('_', '-')} must be at least {LEAST[name]}, not {value}{why}")
-        if name in POSITIVE and not value > 0:
-            fail(f"--{name.replace('_', '-')} must be above 0, not {value}")
+    check_numbers(config)
+    rows = config.batch_prompts * (config.group_size if config.recipe.rollouts else 1)
+    check_memory(rows, config.max_new_tokens, "--batch-prompts, --group-size, --max-new-tokens")
     if config.batch_prompts % config.updates_per_batch:
         prompts, updates = config.batch_prompts, config.updates_per_batch
         fail(f"--batch-prompts {prompts} cannot be split into --updates-per-batch {updates}")
@@ -249,6 +281,8 @@ def check(config: Config) -> None:
         for name in flags:
             if config.scorer == scorer and not getattr(config, name):
                 fail(f"--scorer {scorer} needs --{name.replace('_', '-')}")
-    unknown = set(config.levels.split(",")) - set(tasks.LEVELS)
-    if unknown:
-        fail(f"--levels: there is no level {', '.join(sorted(unknown))}; choose from {', '.join(tasks.LEVELS)}")
+    if config.recipe.scale == "mean" and config.overlong_buffer:
+        fail("--overlong-buffer makes rewards below 0, and the scale 'mean' divides by their mean: drop one of them")
+    levels = tasks.WORLDS[config.world].levels
+    if config.levels and (unknown := set(config.levels.split(",")) - set(levels)):
+        fail(f"--levels: there is no level {', '.join(sorted(unknown))}; choose from {', '.join(levels)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -15,13 +16,24 @@ from tqdm import tqdm
 
 def fail(message: str) -> NoReturn:
     """Ends the program with one line on stderr and exit status 2: what is wrong, and what to do."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {visible(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(2)
 
 
+def visible(text: str) -> str:
+    """Text from outside, for a terminal: what is no character to see (escapes, bidi marks) is written as its escape.
+
+    >>> print(visible("12+5=\\x1b[2J"))
+    12+5=\\x1b[2J
+    """
+    hidden = {c for c in set(text) - {"\n", "\t"} if unicodedata.category(c)[0] == "C"}
+    return "".join(c.encode("unicode_escape").decode() if c in hidden else c for c in text)
+
+
 def first_line(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    text = (getattr(error, "strerror", None) or str(error)).strip()
+    kind = "" if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: "
+    return f"{kind}{text.splitlines()[0]}" if text else type(error).__name__
 
 
 @contextmanager

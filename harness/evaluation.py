@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from harness.config import ConfigParser, flag
+from harness.config import ConfigParser, check_memory, check_numbers, flag
 from harness.console import fail, one_line
 from harness.runfolder import aside
 from harness.warm_start import find_start
 from maths import benchmarks, data
-from policy import Policy, load_policy
-from tasks import Problem
+from policy import Policy
+from tasks import WORLDS, Problem
 
 OF_CHOICES = benchmarks.CHOICE_INSTRUCTION.removeprefix(data.INSTRUCTION).strip()
 
@@ -28,6 +26,7 @@ class Settings:
     """the flags of eval.py"""
 
     model: str = flag("warm_start", "run folder, model folder or hub id [warm_start, where every method begins]", "M")
+    world: str | None = flag(None, f"of the built-in task: {', '.join(WORLDS)} [the run's, or plain]", "W")
     benchmarks: str = flag("test,ood", f"of {', '.join([*benchmarks.BUILT_IN, *benchmarks.PAPER])}", "A,B")
     benchmark_dir: str | None = flag(None, "where their files are, instead of on the hub", "DIR")
     per_level: int | None = flag(None, "built-in: problems a level [100; 50 of validation]", "N")
@@ -46,6 +45,7 @@ class Settings:
     out: str | None = flag(None, "where results go [RUN/eval.json; RUN/benchmarks.json if not built in]", "FILE.json")
     overwrite: bool = flag(False, "sample again what the files of responses hold")
     plain: bool = flag(False, "the plain path of rollout.py instead of fast/")
+    trust_remote_code: bool = flag(False, "run Python files that come with the model; never done without it")
 
     def protocol(self, name: str) -> dict[str, Any]:
         """How a benchmark is asked: as the flags say, else as is usual for the built-in ones, else as in the paper.
@@ -70,22 +70,24 @@ def parse(argv: list[str], about: str | None) -> tuple[Settings, dict[str, tuple
     """
     parser = ConfigParser((Settings,), prog="eval.py", description=about, usage="python eval.py --model M [flags]")
     settings = Settings(**vars(parser.parse_args(argv)))
+    settings = replace(settings, world=settings.world or world_of(settings.model))
+    if settings.world not in WORLDS:
+        fail(f"--world: there is no {settings.world}; choose from {', '.join(WORLDS)}")
     find_model(settings.model)
     return settings, check(settings), place_output(settings)
 
 
+def world_of(model: str) -> str:
+    """The world that a run folder's policy was trained in; "plain" for other models."""
+    try:
+        return json.loads((Path(model) / "config.json").read_text(encoding="utf-8")).get("world", "plain")
+    except (OSError, ValueError, AttributeError):
+        return "plain"
+
+
 def check(settings: Settings) -> dict[str, tuple[list[Problem], int]]:
     """The problems of every benchmark, once all settings make sense."""
-    for name in ("per_level", "limit", "max_new_tokens", "batch"):
-        if getattr(settings, name) is not None and getattr(settings, name) < 1:
-            fail(f"--{name.replace('_', '-')} must be at least 1, not {getattr(settings, name)}")
-    if settings.k is not None and settings.k < 0:
-        fail(f"--k must be at least 0, not {settings.k} (0: no sampling, greedy alone)")
-    if settings.temperature is not None and not 0 < settings.temperature < math.inf:
-        fail(
-            f"--temperature must be above 0, not {settings.temperature} (greedy accuracy is reported on the built-in "
-            "task anyway)"
-        )
+    check_numbers(settings)
     if settings.benchmark_dir and not Path(settings.benchmark_dir).is_dir():
         fail(f"--benchmark-dir {settings.benchmark_dir}: there is no such folder")
     asked = dict.fromkeys(settings.benchmarks.split(","))
@@ -95,6 +97,8 @@ def check(settings: Settings) -> dict[str, tuple[list[Problem], int]]:
             fail(f"--benchmarks: there is no {name!r}; choose from {', '.join(known)}")
         if settings.k == 0 and name not in benchmarks.BUILT_IN:
             fail(f"--k 0: {name} supports sampling only: use --k 1 or more")
+        how = settings.protocol(name)
+        check_memory(max(how["batch"], how["k"]), how["max_new_tokens"], "--batch, --k, --max-new-tokens")
     return {name: load_problems(settings, name) for name in asked}
 
 
@@ -102,7 +106,7 @@ def load_problems(settings: Settings, name: str) -> tuple[list[Problem], int]:
     """The problems of a benchmark as the model is asked, and how many rows of it cannot be used; a line says why."""
     if name in benchmarks.BUILT_IN:
         try:
-            return benchmarks.built_in(name, settings.per_level, settings.limit), 0
+            return benchmarks.built_in(name, settings.per_level, settings.limit, settings.world), 0
         except ValueError as error:
             fail(f"--per-level {settings.per_level}: {error}; ask for fewer")
     directory = Path(settings.benchmark_dir) if settings.benchmark_dir else None
@@ -140,15 +144,6 @@ def place_output(settings: Settings) -> Path | None:
         except OSError as error:
             fail(f"--out {out}: cannot be written ({error.strerror}); choose another file")
     return out
-
-
-def open_policy(name: str) -> Policy:
-    """The model of --model, or one line that says why not."""
-    try:
-        return load_policy(find_start(name))
-    except (OSError, ValueError, SafetensorError) as error:  # of the hub, of damaged files, of unknown models
-        where = "" if Path(name).exists() else " (no such folder here, so looked up on the hub)"
-        fail(f"--model {name} cannot be loaded{where}: {str(error).strip().splitlines()[0]}")
 
 
 def write(settings: Settings, policy: Policy, out: Path, parts: dict[str, Any]) -> None:

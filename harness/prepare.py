@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cache
 from itertools import compress
 from pathlib import Path
@@ -15,8 +17,10 @@ import tasks
 from anchors import Anchor, prepare_anchors
 from harness.config import Config
 from harness.console import fail
+from harness.trial import try_out
 from harness.warm_start import find_start, find_tokenizer
-from judges.http import Endpoint, http_judge
+from judges.endpoint import Endpoint
+from judges.http import http_judge
 from judges.local import local_judge
 from judges.prompt import Counters
 from maths import data, worker
@@ -39,6 +43,12 @@ class Task:
         """The problems of step number `step` (from 0), with their anchors."""
         chosen = pick(len(self.problems), step, config.batch_prompts, config.seed)
         return [self.problems[i] for i in chosen], [self.anchors[i] for i in chosen]
+
+    @property
+    def identity(self) -> str:
+        """A hash of every problem and demonstration, in their order."""
+        everything = [[*astuple(p), a.text if a else None] for p, a in zip(self.problems, self.anchors, strict=True)]
+        return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:16]
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -65,27 +75,30 @@ def _order(size: int, epoch: int, seed: int) -> list[int]:
     return order
 
 
-def load_task(config: Config, demonstrate: Callable[[list[Problem]], list[Problem]] | None = None) -> Task:
+def load_task(
+    config: Config, demonstrate: Callable[[list[Problem]], list[Problem]] | None = None, score_all: bool = False
+) -> Task:
     """The problems, demonstrations and scorer that the settings name; mistakes show before a warm start is trained.
 
     An experiment may hand in `demonstrate`, which gives the problems other demonstrations, and wrong ones too; the
-    scorer's reference stays.
+    scorer's reference stays. `score_all`: it reads S whatever the method is.
     """
-    tokenizer = Policy(None, find_tokenizer(config.init_from or config.model))
+    tokenizer = Policy(None, find_tokenizer(config.init_from or config.model, config.trust_remote_code))
     problems = load_problems(config)
     anchors, fates = [None] * len(problems), Counter()
     if config.recipe.anchors:
         shown = demonstrate(problems) if demonstrate else problems
         anchors, fates = prepare_anchors(tokenizer, shown, config.max_new_tokens, keep_wrong=bool(demonstrate))
         check_anchors(config, tokenizer, shown, fates)
-    return Task(problems, anchors, dict(fates), *make_scorer(config))
+    return Task(problems, anchors, dict(fates), *make_scorer(config, score_all))
 
 
 def load_problems(config: Config) -> list[Problem]:
     """The problems to train on: the built-in ones, or those of --data. A line says what was skipped, and why."""
     if not config.data:
-        levels = {name: tasks.LEVELS[name] for name in config.levels.split(",")}
-        return tasks.arithmetic("train", per_level=400, levels=levels)
+        world = tasks.WORLDS[config.world]
+        names = config.levels.split(",") if config.levels else world.trained
+        return tasks.arithmetic("train", per_level=400, levels={name: world.levels[name] for name in names})
     columns = {part: getattr(config, f"{part}_column") for part in ("question", "answer", "demo", "level")}
     pool, report = data.load_problems(config.data, **columns, split=config.data_split, limit=config.data_limit)
     print(f"{config.data}: {report}", file=sys.stderr)
@@ -114,6 +127,7 @@ def fitting(policy: Policy, task: Task, config: Config) -> Task:
 
     Without rollouts, problems without a demonstration leave too: there is nothing to learn from.
     """
+    try_out(policy)
     room = policy.window - config.max_new_tokens
     fit = [len(policy.encode_prompt(problem.question)) <= room for problem in task.problems]
     if not any(fit):
@@ -126,15 +140,26 @@ def fitting(policy: Policy, task: Task, config: Config) -> Task:
     return replace(task, problems=list(compress(task.problems, fit)), anchors=list(compress(task.anchors, fit)))
 
 
-def make_scorer(config: Config) -> tuple[Scorer, Counters | None]:
-    """What --scorer names. Only a recipe that masks reads scores: for others nobody is asked, and S is the rule's."""
-    if config.scorer == "rule" or not config.recipe.rectify:
+def make_scorer(config: Config, score_all: bool = False) -> tuple[Scorer, Counters | None]:
+    """What --scorer names. Only a recipe that masks reads scores, or an experiment (`score_all`): for others nobody is
+    asked, and S is the rule's.
+    """
+    if config.scorer == "rule" or not (config.recipe.rectify or score_all):
         if config.scorer != "rule":
             print(f"{config.method} uses no scores: no judge is asked", file=sys.stderr)
         return rule_scores, None
     counters = Counters()
     if config.scorer == "local":
-        return local_judge(load_policy(find_start(config.judge_model)), counters), counters
+        judge = load_policy(find_start(config.judge_model), trust=config.trust_remote_code)
+        return local_judge(judge, counters), counters
     cache = Path(config.judge_cache or Path(config.out) / "judge.jsonl")
-    endpoint = Endpoint(config.judge_url, config.judge_name, cache, concurrency=config.judge_concurrency)
+    endpoint = Endpoint(
+        config.judge_url,
+        config.judge_name,
+        cache,
+        concurrency=config.judge_concurrency,
+        timeout=config.judge_timeout,
+        json_mode=config.judge_json,
+        reply_tokens=config.judge_tokens,
+    )
     return http_judge(endpoint, counters), counters

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dagrpo import rectification_mask
+from harness.console import visible
 from maths import worker
-from rollout import Groups
+
+if TYPE_CHECKING:  # what is reported is read without transformers
+    from rollout import Groups
 
 
 def mean_over(values: Tensor, where: Tensor) -> float | None:
@@ -104,7 +107,7 @@ def show(groups: Groups, step: int, delta: float) -> str:
     first = signal.index(True) if True in signal else 0
     other = signal.index(False) if False in signal else len(signal) - 1
     shown = [_show_group(groups, b, delta) for b in dict.fromkeys((first, other))]
-    return "\n".join([f"step {step}, {len(shown)} of {len(signal)} groups", *shown])
+    return visible("\n".join([f"step {step}, {len(shown)} of {len(signal)} groups", *shown]))
 
 
 def _show_group(groups: Groups, b: int, delta: float) -> str:

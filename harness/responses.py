@@ -52,9 +52,9 @@ def collect(
 ) -> Collected:
     """`settings["k"]` responses to every problem; those that `path` holds already are not sampled again.
 
-    `sampling` is fast or rollout. `settings` has benchmark, k, temperature, max_new_tokens, batch and seed, and whatever
-    else must not change between two calls. Ends the program with one line if `path` holds responses of other settings,
-    unless `overwrite`, which replaces them. Torch's random state is left as it was.
+    `sampling` is fast or rollout. `settings` has benchmark, k, temperature, max_new_tokens, batch and seed, and
+    whatever else must not change between two calls. Ends the program with one line if `path` holds responses of other
+    settings, unless `overwrite`, which replaces them. Torch's random state is left as it was.
     """
     name, k, batch, longest = (settings[key] for key in ("benchmark", "k", "batch", "max_new_tokens"))
     lengths = [len(policy.encode_prompt(problem.question)) for problem in problems]  # n

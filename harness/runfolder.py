@@ -5,33 +5,38 @@
     rollouts.jsonl   a line a group: question, responses, tokens, log-probs, R, S, A, keep, is_anchor
     nonfinite.jsonl  the groups of steps with a gradient that was not finite, to look into; only if there are any
     judge.jsonl      a judge's scores by content, so that nothing is paid for twice; only with --scorer judge
-    checkpoint/      the latest: model/ (loads with from_pretrained) and trainer.pt (optimiser, step, random states);
-                     earlier ones as checkpoint-STEP/, with --keep
+    checkpoint/      the latest: model/ (loads with from_pretrained), trainer.pt (optimiser, step, random states) and
+                     config.json, whose run it is; earlier ones as checkpoint-STEP/, with --keep
 
-A checkpoint is written aside and renamed, so a killed run leaves the one before it intact. On resume, metrics.csv and
-rollouts.jsonl are cut back to the checkpoint's step: nothing is missing, and nothing is there twice.
+A checkpoint is written aside, brought to the disk and renamed, so neither a killed run nor a power cut harms the one
+before it. On resume, metrics.csv and rollouts.jsonl are cut back to the checkpoint's step: nothing is missing, and
+nothing is there twice. What is read back is checked first (docs/promises.md).
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from operator import index
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import IO, Any
 
 import torch
 import transformers
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+from torch.optim import Optimizer
 
+from harness.config import Config
 from harness.console import fail, first_line, one_line
-from policy import Policy, save_policy
+from policy import Policy, fault, save_policy
 
 FILES = ("config.json", "metrics.csv", "rollouts.jsonl", "nonfinite.jsonl")
 FOLDERS = ("checkpoint", "checkpoint.new", "checkpoint.old", "checkpoint.partial")
@@ -42,7 +47,7 @@ MACHINE = ("rollout_seconds", "train_seconds", "judge_seconds", "memory_mb", "op
 
 # flags that a resumed run may change: they change neither weights nor figures
 FREE = {"out", "steps", "resume", "overwrite", "preset", "keep", "save_every", "log_rollouts_every"}
-FREE |= {"show_every", "judge_url", "judge_concurrency", "judge_cache"}
+FREE |= {"show_every", "judge_url", "judge_concurrency", "judge_cache", "judge_timeout", "judge_tokens", "judge_json"}
 
 
 @contextmanager
@@ -75,11 +80,26 @@ def claim(out: Path, resume: bool, overwrite: bool) -> Iterator[Path | None]:
 
 @contextmanager
 def aside(path: Path) -> Iterator[IO[str]]:
-    """A text file that takes the place of `path` once it is whole: a kill leaves what was there before."""
+    """A text file that takes the place of `path` once it is whole: a kill or an error leaves what was there before."""
     partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        yield file
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        sync(partial)
+        partial.replace(path)
+        sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync(*paths: Path) -> None:
+    """Waits until these files, and the names in these folders, are on the disk: a power cut then leaves them whole."""
+    for path in paths:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def write_config(out: Path, about: dict[str, Any]) -> None:
@@ -100,15 +120,23 @@ def clear(out: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def changed(out: Path, flags: dict[str, Any]) -> list[str]:
-    """Which flags have another value than in the run that is to go on, apart from FREE: `--lr was 0.0001, is 0.001`."""
+def changed(folder: Path, about: dict[str, Any]) -> list[str]:
+    """What differs from the config.json of a run or checkpoint, FREE apart: `--lr was 0.0001, is 0.001`.
+
+    A flag that is not in the file, as it is younger, had its default.
+    """
+    path = folder / "config.json"
     try:
-        before = json.loads((out / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        fail(f"{out / 'config.json'} cannot be read: without it nobody can tell whether this is the same run")
-    known = {name: json.loads(json.dumps(value)) for name, value in flags.items() if name not in FREE | {"method"}}
-    differ = [name for name, value in (known | {"method": flags["method"]}).items() if before.get(name, value) != value]
-    return [f"--{name.replace('_', '-')} was {before[name]}, is {flags[name]}" for name in differ]
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        fail(f"{path} cannot be read, or holds no settings: without it nobody can tell whether this is the same run")
+    flags = {setting.name: setting.default for setting in fields(Config)}
+    now = {name: json.loads(json.dumps(value)) for name, value in about.items() if name not in FREE}
+    return [
+        f"{'--' if name in flags else ''}{name.replace('_', '-')} was {before.get(name)!s:.90}, is {value!s:.90}"
+        for name, value in now.items()
+        if before.get(name, flags.get(name)) != value
+    ]
 
 
 def kept(out: Path) -> list[Path]:
@@ -128,19 +156,24 @@ def find_checkpoint(out: Path) -> Path | None:
     return latest if latest.exists() else None
 
 
-def save_checkpoint(out: Path, policy: Policy, trainer: dict[str, Any], keep: int = 1) -> None:
+def save_checkpoint(out: Path, policy: Policy, optimizer: Optimizer, trainer: dict[str, Any], keep: int = 1) -> None:
     """Writes `checkpoint/`. At every moment of it, one complete checkpoint is there for find_checkpoint.
 
     `keep` counts the latest; only when the new one is complete are older ones removed. Raises OSError if it cannot be
-    written (a full disk): then the one before is still in its place.
+    written (a full disk), FloatingPointError if it would be of no use: then the one before is still in its place.
     """
+    if why := fault(policy, optimizer):
+        raise FloatingPointError(f"after step {trainer['step']}, {why}: nothing is saved")
     partial, new, old, latest = (out / f"checkpoint{end}" for end in (".partial", ".new", ".old", ""))
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
         save_policy(policy, partial / "model")
-        torch.save({**trainer, "random": random_state()}, partial / "trainer.pt")
+        trainer = {**trainer, "optimizer": optimizer.state_dict(), "random": random_state()}
+        torch.save(trainer, partial / "trainer.pt")
         (partial / "step").write_text(str(trainer["step"]))
+        shutil.copy(out / "config.json", partial)
+        sync(*partial.rglob("*"), partial, *(out / name for name in FILES if (out / name).exists()))
     except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors have their own names for it
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
@@ -152,6 +185,7 @@ def save_checkpoint(out: Path, policy: Policy, trainer: dict[str, Any], keep: in
     if latest.exists():
         latest.rename(old)
     new.rename(latest)
+    sync(out)
     if keep > 1 and old.exists():
         old.rename(out / f"checkpoint-{(old / 'step').read_text()}")
     shutil.rmtree(old, ignore_errors=True)
@@ -159,12 +193,29 @@ def save_checkpoint(out: Path, policy: Policy, trainer: dict[str, Any], keep: in
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def load_trainer(checkpoint: Path) -> dict[str, Any]:
-    """What save_checkpoint was given; sets the random states. Tensors and plain values only, no pickled code."""
-    path = checkpoint / "trainer.pt"
-    with one_line(f"{path} cannot be read", OSError, RuntimeError, EOFError, UnpicklingError):
-        trainer = torch.load(path, weights_only=True)
-    set_random_state(trainer["random"])
+def load_trainer(checkpoint: Path, optimizer: Optimizer) -> dict[str, Any]:
+    """What save_checkpoint was given; sets the optimiser's state, not its rate, and the random states.
+
+    No pickled code is run. AdamW's fused kernel would read beyond the end of a state that is too small.
+    """
+    path, parameters = checkpoint / "trainer.pt", optimizer.param_groups[0]["params"]
+    with one_line(f"{path} cannot be read, or is of another run", Exception):  # a damaged file fails in any way
+        trainer = torch.load(path, weights_only=True, map_location="cpu")
+        state, entropy = trainer["optimizer"]["state"], trainer["start_entropy"]
+        known = type(trainer["step"]) is int and (entropy is None or 0 <= entropy < math.inf)
+        if not known or str(trainer["step"]) != (checkpoint / "step").read_text():
+            raise ValueError(f"step {trainer['step']!s:.20} or start_entropy {entropy!s:.20} is not what was written")
+        if state and list(state) != list(range(len(parameters))):
+            raise ValueError("its optimiser has other parameters")
+        for i, values in state.items():
+            fresh = {"step": torch.tensor(0.0), "exp_avg": parameters[i], "exp_avg_sq": parameters[i]}
+            for name in fresh.keys() | values.keys():
+                x, y = values[name], fresh[name]
+                fits = (x.shape, x.dtype, x.stride()) == (y.shape, y.dtype, y.stride()) and x.isfinite().all()
+                if not fits or (name != "exp_avg" and (x < 0).any()):
+                    raise ValueError(f"AdamW cannot have written {name} of parameter {i}")
+        set_random_state(trainer["random"])
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return trainer
 
 
@@ -191,7 +242,7 @@ def cut_back(out: Path, step: int) -> None:
         return int(line.split(",", 1)[0])
 
     def jsonl_step(line: str) -> int:
-        return json.loads(line)["step"]
+        return index(json.loads(line)["step"])
 
     _keep_lines(out / "metrics.csv", step, csv_step, header=True)
     _keep_lines(out / "rollouts.jsonl", step, jsonl_step, header=False)
@@ -199,18 +250,23 @@ def cut_back(out: Path, step: int) -> None:
 
 
 def _keep_lines(path: Path, step: int, step_of: Callable[[str], int], header: bool) -> None:
-    if not path.exists():
+    """A last line without an end is one that a kill has cut. Any other that cannot be read ends the program."""
+    steps: list[int] = []
+    if not path.exists() and not (header and step):
         return
-    with path.open(encoding="utf-8") as lines, aside(path) as kept:
-        if header:
-            kept.write(lines.readline())
-        for line in lines:
-            try:
-                if not line.endswith("\n") or step_of(line) > step:
+    try:
+        with path.open(encoding="utf-8") as lines, aside(path) as kept:
+            if header:
+                kept.write(lines.readline())
+            for line in lines:
+                if not line.endswith("\n") or (found := step_of(line)) > step:
                     break
-            except ValueError:  # a line that the kill has cut
-                break
-            kept.write(line)
+                kept.write(line)
+                steps.append(found)
+            if steps != (list(range(1, step + 1)) if header else sorted(steps)):
+                raise ValueError
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        fail(f"{path} is damaged behind line {len(steps) + header}, or lacks a step: --overwrite begins the run again")
 
 
 def usage() -> dict[str, float]:

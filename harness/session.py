@@ -37,18 +37,23 @@ class Session:
     def __init__(self, config: Config) -> None:
         self.config, self.out = config, Path(config.out)
         self.stop: list[int] = []  # signals that ask the run to stop
-        self.around = ExitStack()
 
     def __enter__(self) -> Session:
         config = self.config
-        self.checkpoint = self.around.enter_context(runfolder.claim(self.out, config.resume, config.overwrite))
-        if self.checkpoint and (differ := runfolder.changed(self.out, asdict(config))):
-            self.around.close()
-            fail(
-                f"--resume: this would be another run: {'; '.join(differ)}. Take the same flags, or start a new run "
-                f"from this one's weights: --init-from {self.out}"
-            )
+        with ExitStack() as around:  # left behind only if the folder is refused
+            self.checkpoint = around.enter_context(runfolder.claim(self.out, config.resume, config.overwrite))
+            self.refuse_another_run(asdict(config))
+            self.around = around.pop_all()
         return self
+
+    def refuse_another_run(self, about: dict[str, Any]) -> None:
+        """Going on means the same run: ends the program if its folder or its checkpoint is of another one."""
+        for folder in (self.out, self.checkpoint) if self.checkpoint else ():
+            if differ := runfolder.changed(folder, about):
+                fail(
+                    f"--resume: this would be another run than that of {folder}: {'; '.join(differ)}. Take the same "
+                    f"flags and data, or start a new run from this one's weights: --init-from {self.out}"
+                )
 
     def steps(self, run: Any, task: Task) -> Iterator[int]:
         """The numbers of the steps that `run`, a train.Run, has to take, from 0; begins the folder, shows progress."""
@@ -72,7 +77,10 @@ class Session:
 
     def begin_folder(self) -> None:
         """Cuts a run that goes on back to its checkpoint; of a new one, writes config.json. No key is in it."""
-        config, run = self.config, self.run
+        config, run, task = self.config, self.run, self.task
+        about = asdict(config) | {"recipe": asdict(run.recipe), "experiment": run.experiment}
+        about |= {"anchors": task.fates, "problems": len(task.problems), "content": task.identity}
+        self.refuse_another_run(about)
         if self.checkpoint:
             runfolder.cut_back(self.out, run.step)
             print(f"going on after step {run.step} of {config.steps}", file=sys.stderr)
@@ -80,8 +88,6 @@ class Session:
         if config.resume:
             print(f"{self.out} holds no checkpoint: starting from the beginning", file=sys.stderr)
         runfolder.clear(self.out)
-        about = asdict(config) | {"recipe": asdict(run.recipe), "experiment": run.experiment}
-        about |= {"anchors": self.task.fates, "problems": len(self.task.problems)}
         runfolder.write_config(self.out, about)
 
     def record(self, groups: Groups, figures: dict[str, Any]) -> None:
@@ -91,7 +97,8 @@ class Session:
         seconds = {"rollout_seconds": time.perf_counter() - self.began - figures["train_seconds"]}
         row = {"step": run.step, **measure(groups, self.task.levels), **seconds, **figures}
         if self.task.judged:
-            row |= {"judge_saved": int((groups.advantages == 0).sum()), **self.task.judged.take()}
+            cost = self.task.judged.take()
+            row |= {"judge_saved": int(groups.scores.isnan().sum()) - cost["judge_failures"], **cost}
         runfolder.append_metrics(self.out, row)
         if run.step % config.log_rollouts_every == 0:
             runfolder.append_rollouts(self.out, records(groups, run.step))
@@ -120,26 +127,31 @@ class Session:
 
     def save(self) -> None:
         run = self.run
-        trainer = {"step": run.step, "optimizer": run.optimizer.state_dict(), "start_entropy": run.start_entropy}
-        runfolder.save_checkpoint(self.out, run.policy, trainer, self.config.keep)
+        trainer = {"step": run.step, "start_entropy": run.start_entropy}
+        runfolder.save_checkpoint(self.out, run.policy, run.optimizer, trainer, self.config.keep)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """Errors that a user can do something about become one line; others go on their way."""
+        told = ""
         try:
+            if isinstance(error, JudgeDown) and hasattr(self, "before"):
+                runfolder.set_random_state(self.before)  # on resume the step is taken again, as it would have been
+                self.save()
             if isinstance(error, JudgeDown | FloatingPointError):
-                if isinstance(error, JudgeDown) and hasattr(self, "before"):
-                    runfolder.set_random_state(self.before)  # on resume the step is taken again, as it would have been
-                    self.save()
-                self.around.close()
-                fail(f"{error}. {self.how_to_go_on()}")
-            if isinstance(error, OSError) and hasattr(self, "run"):
-                self.around.close()
-                fail(f"--out {self.out}: {first_line(error)}. Make room, or allow writing. {self.how_to_go_on()}")
+                told = f"{error}. {self.how_to_go_on(again=isinstance(error, JudgeDown))}"
+            elif isinstance(error, OSError) and hasattr(self, "run"):
+                told = f"--out {self.out}: {first_line(error)}. Make room, or allow writing. {self.how_to_go_on()}"
         finally:
             self.around.close()
+        if told:
+            fail(told)
 
-    def how_to_go_on(self) -> str:
+    def how_to_go_on(self, again: bool = True) -> str:
+        """`again`: the same step may succeed the next time. Called while the folder is still ours."""
         folder = runfolder.find_checkpoint(self.out)
         if folder is None:
             return "There is no checkpoint yet"
-        return f"The checkpoint is of step {(folder / 'step').read_text()}: add --resume to the same command to go on"
+        good = f"The checkpoint is of step {(folder / 'step').read_text()}"
+        if again:
+            return f"{good}: add --resume to the same command to go on"
+        return f"{good}, and good: a new run with a lower --lr can start from it, with --init-from {self.out}"

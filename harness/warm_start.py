@@ -41,6 +41,7 @@ CHARACTERS = "0123456789+-=;#"
 class WarmStart:
     """What decides the warm start's weights; its hash names the cache folder."""
 
+    world: str = "plain"
     steps: int = 680
     batch: int = 64
     lr: float = 1e-3
@@ -52,6 +53,11 @@ class WarmStart:
     ood_share: float = 0.16  # of the chains: seen a little
     direct_share: float = 0.5  # of the answers, the rest is worked: length is the policy's choice
     level_weights: tuple[float, ...] = (2, 2, 2, 1.5, 0.5)  # easy levels more often, so that hard ones stay hard
+
+
+def of_world(name: str, seed: int = 0) -> WarmStart:
+    """The settings with which this world of tasks.WORLDS begins."""
+    return WarmStart(world=name, seed=seed, **tasks.WORLDS[name].start)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -118,9 +124,10 @@ def demonstration_backward(policy: Policy, pairs: list[tuple[str, str]], rows_at
 def warm_start_batches(settings: WarmStart) -> Iterator[list[tuple[str, str]]]:
     """Endless batches of (question, response) from the train split, with a few of the out-of-distribution forms."""
     rng = random.Random(f"warm start {settings.seed}")
-    seen = tasks.arithmetic("train", 400)
-    ood = tasks.arithmetic("train", 400, levels=tasks.OOD_LEVELS)
-    by_level = [[p for p in seen if p.level == level] for level in tasks.LEVELS]
+    world = tasks.WORLDS[settings.world]
+    seen = tasks.arithmetic("train", 400, levels=world.levels)
+    ood = tasks.arithmetic("train", 400, levels=world.ood)
+    by_level = [[p for p in seen if p.level == level] for level in world.levels]
     while True:
         batch = []
         for _ in range(settings.batch):
@@ -154,7 +161,8 @@ def train_warm_start(settings: WarmStart) -> Policy:
 
 
 def _what_decides(settings: WarmStart) -> dict[str, Any]:
-    return {**asdict(settings), "levels": repr((tasks.LEVELS, tasks.OOD_LEVELS)), "characters": CHARACTERS}
+    world = tasks.WORLDS[settings.world]
+    return {**asdict(settings), "levels": repr((world.levels, world.ood)), "characters": CHARACTERS}
 
 
 def warm_start_folder(settings: WarmStart, cache: Path = CACHE) -> Path:
@@ -188,11 +196,11 @@ def warm_start(settings: WarmStart | None = None, cache: Path = CACHE) -> str:
     return str(folder)
 
 
-def find_start(name: str | None) -> str:
-    """The model folder or hub id of a --model flag: None and "warm_start" are the warm start, trained if need be."""
-    return warm_start() if name in (None, "warm_start") else resolve_model(name)
+def find_start(name: str | None, world: str = "plain") -> str:
+    """The model folder or hub id of a --model flag: None and "warm_start" are the world's, trained if need be."""
+    return warm_start(of_world(world)) if name in (None, "warm_start") else resolve_model(name)
 
 
-def find_tokenizer(name: str | None) -> PreTrainedTokenizerBase:
+def find_tokenizer(name: str | None, trust: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of `find_start(name)`; does not train a warm start."""
-    return build_tokenizer() if name in (None, "warm_start") else load_tokenizer(name)
+    return build_tokenizer() if name in (None, "warm_start") else load_tokenizer(name, trust)

@@ -8,7 +8,8 @@ python -m judges --model ID_OR_DIR                    the same by a local model
 from __future__ import annotations
 
 from harness.console import Parser, fail
-from judges.http import Endpoint, http_judge
+from judges.endpoint import JSON_MODES, Endpoint
+from judges.http import http_judge
 from judges.local import local_judge
 from judges.prompt import Counters, JudgeDown, prompt, read_score
 from policy import load_policy
@@ -36,13 +37,26 @@ def main(argv: list[str] | None = None) -> None:
         "--base-url", metavar="URL", help="an OpenAI-compatible endpoint, such as http://localhost:8000/v1"
     )
     parser.add_argument("--model-name", metavar="NAME", help="the model, as the endpoint names it")
+    modes = ["auto", *JSON_MODES]
+    parser.add_argument("--judge-json", choices=modes, default="auto", help="how JSON is asked for")
+    parser.add_argument("--judge-tokens", type=int, metavar="N", help="longest reply; without it, found out")
+    parser.add_argument("--judge-timeout", type=float, default=120.0, metavar="X", help="seconds for a whole reply")
     parser.add_argument("--model", metavar="ID_OR_DIR", help="a local causal LM")
     args = parser.parse_args(argv)
     if bool(args.base_url) != bool(args.model_name) or (args.base_url and args.model):
         fail("give --base-url together with --model-name, or --model alone")
     counters = Counters()
     if args.base_url:
-        scorer = http_judge(Endpoint(args.base_url, args.model_name, retries=1, give_up_after=4), counters)
+        endpoint = Endpoint(
+            args.base_url,
+            args.model_name,
+            retries=1,
+            give_up_after=4,
+            timeout=args.judge_timeout,
+            json_mode=args.judge_json,
+            reply_tokens=args.judge_tokens,
+        )
+        scorer = http_judge(endpoint, counters)
     elif args.model:
         scorer = local_judge(load_policy(args.model), counters)
     else:

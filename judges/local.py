@@ -31,14 +31,10 @@ def local_judge(
     token_ids = grade_tokens(policy, grades)
     numbers = torch.linspace(10, 1, len(grades), dtype=torch.float64)  # (K,)
     reply = AS_LETTER.format(best=grades[0], worst=grades[-1])
-    added, ends = policy.tokenizer.added_tokens_decoder, policy.end_ids
-    special = [token.content for token_id, token in added.items() if token.special or token_id in ends]
 
     def encode(problem: Problem, response: str) -> tuple[int, ...]:
-        text = prompt(problem, response, reply)
-        for token in special:  # written out by a response, it would be the token itself, and could end our turn
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        return (*policy.encode_prompt(text), *policy.tokenizer.encode(LEAD, add_special_tokens=False))
+        asked = policy.encode_prompt(prompt(problem, response, reply))  # a token that a response writes out is text
+        return (*asked, *policy.tokenizer.encode(LEAD, add_special_tokens=False))
 
     def scorer(pairs: list[tuple[Problem, str]]) -> list[float]:
         begin = time.perf_counter()

@@ -5,8 +5,9 @@
 The paper's judge is GPT-4o. It gives neither the prompt nor the form of the answer. Here:
   1. Question, demonstration and response are put between markers that carry a hash of the three: to close its own part,
      a response would have to contain its own hash. What it says in there ("score: 10") is material to grade.
-  2. An endpoint replies with one JSON object, a number for each of the three questions and the score. Anything else
-     (other words, a cut-off object, 11, "7") is a failure: a score is never guessed.
+  2. An endpoint replies with one JSON object, a number for each of the three questions and the score. It may think
+     first (<think>...</think>) and put a code fence around the whole object. Anything else (other words, a cut-off
+     object, 11, "7") is a failure: a score is never guessed.
   3. A local judge samples nothing: S is the expected value over ten letters as the next token (local.py).
   4. A score that could not be had is NaN, and masks its group (dagrpo.rectification_mask).
 """
@@ -87,10 +88,29 @@ def read_score(reply: Any) -> float:
         return dict(pairs)
 
     try:
-        grades = json.loads(reply, object_pairs_hook=unique)
+        grades = json.loads(answer_part(reply), object_pairs_hook=unique)
         # type, not isinstance: True is an int
         if set(grades) == set(FIELDS) and all(type(x) in (int, float) and 1 <= x <= 10 for x in grades.values()):
             return float(grades["score"])
-    except (ValueError, TypeError, AttributeError, RecursionError):  # TypeError, AttributeError: JSON, but no object
+    except (ValueError, TypeError, AttributeError, RecursionError):  # TypeError, AttributeError: no text, or no object
         pass
     raise ValueError(f"the reply is not the JSON object that was asked for: {reply}")
+
+
+def answer_part(reply: str) -> str:
+    """The reply without its thinking and without a code fence around all the rest. ValueError if it thinks twice.
+
+    The opening tag may be missing: some chat templates put it into the prompt.
+
+    >>> answer_part("<think>5 + 5 is 10.</think>\\n```json\\n{}\\n```")
+    '{}'
+    """
+    thought, _, answer = reply.rpartition("</think>")
+    if "think>" in thought.strip().removeprefix("<think>"):
+        raise ValueError
+    answer = answer.strip()
+    if answer.startswith("```") and answer.endswith("```"):
+        language, _, answer = answer[3:-3].partition("\n")
+        if language.strip() not in ("", "json"):
+            raise ValueError
+    return answer.strip()

@@ -26,11 +26,12 @@ from maths.data import ALL, INSTRUCTION, Report, to_problems
 from maths.rows import READERS, quote, read_rows
 from tasks import Problem
 
-# Benchmarks of the built-in task: split, levels, problems per level (level 1 has only about 60 questions in validation)
+# Benchmarks of the built-in task: split, which levels of its world, problems per level (level 1 has only about 60
+# questions in validation)
 BUILT_IN = {
-    "test": ("test", tasks.LEVELS, 100),
-    "ood": ("test", tasks.OOD_LEVELS, 100),
-    "validation": ("validation", tasks.LEVELS, 50),
+    "test": ("test", "levels", 100),
+    "ood": ("test", "ood", 100),
+    "validation": ("validation", "levels", 50),
 }
 CHOICE_INSTRUCTION = f"{INSTRUCTION} The final answer is the letter of the right choice."
 TEMPERATURE, MAX_NEW_TOKENS = 0.6, 8192  # the paper's, of the nine
@@ -94,9 +95,10 @@ def get(name: str) -> Benchmark:
     return PAPER.get(name, Benchmark(name))
 
 
-def built_in(name: str, per_level: int | None = None, limit: int | None = None) -> list[Problem]:
+def built_in(name: str, per_level: int | None = None, limit: int | None = None, world: str = "plain") -> list[Problem]:
     """The problems of a built-in benchmark, level by level; `limit` in all, taken evenly from the levels."""
-    split, levels, usual = BUILT_IN[name]
+    split, which, usual = BUILT_IN[name]
+    levels = getattr(tasks.WORLDS[world], which)
     problems = tasks.arithmetic(split, per_level or usual, levels=levels)
     by_level = [[problem for problem in problems if problem.level == level] for level in levels]
     turns = [problem for turn in zip(*by_level, strict=True) for problem in turn]  # one of each level, then the next

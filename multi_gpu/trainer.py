@@ -13,8 +13,8 @@ and uses _buffered_inputs (the micro-batches to come), _get_per_token_logps_and_
 
 Where it departs from train.py:
   1. An update takes rows of all groups of its rollout batch, not whole groups: TRL shuffles the rows of a process. A, S
-     and masks are of whole groups, wherever their rows are. Refused are gtpo, whose loss compares a group's tokens, and
-     sft, which samples nothing.
+     and masks are of whole groups, wherever their rows are. Refused are gtpo, chord and hpt, whose weights depend on
+     what else is in a row's group, top_entropy, which needs the entropies of sampling, and sft, which samples nothing.
   2. dapo samples no group again. Masked rows go through the model too: TRL's micro-batches have a fixed size. A missing
      reward (None) leaves its whole group out.
   3. With several updates per batch, logp_old comes from one more forward pass, as TRL does it, not from sampling. With
@@ -24,14 +24,18 @@ Where it departs from train.py:
   5. `entropy` is the policy's as it learns, a mean over micro-batches, as is `clip_fraction`; `grad_norm` is that of a
      step's last update. The order of prompts is TRL's.
 
-Where TRL's own losses depart from the papers, or from dagrpo.py (tests/multi_gpu/test_trl.py measures a, b and c):
+Where TRL's own losses depart from the papers, or from dagrpo.py (tests/multi_gpu/test_trl.py measures a, b, c and e):
   a. dapo, cispo: with several updates per rollout batch, the token divisor is their mean, not each update's own.
   b. Equal rewards whose mean fp32 rounds give tiny advantages, which scale_rewards="group" multiplies by up to 1e4.
-  c. The KL term is k3 times the importance ratio (use_bias_correction_kl), with gradient through both; here it is k3.
-  d. grpo, gspo, dr_grpo: a mean of each micro-batch, then over these: equal to dagrpo.py's if these are equally large.
-  e. Plain prompts get special tokens, and models no position ids: one with absolute positions sees left-padded prompts
+  c. The KL term is k3 times the importance ratio (use_bias_correction_kl), with gradient through both; here that is
+     the recipe's choice: k3_ratio is deepseek_v32's, k3 most others'.
+  d. grpo, gspo, dr_grpo, sapo, gmpo: a mean of each micro-batch, then over these: equal to dagrpo.py's if these are
+     equally large.
+  e. luspo: nothing stands for the longest response in the divisor: loss and gradient are max_completion_length times
+     dagrpo.py's.
+  f. Plain prompts get special tokens, and models no position ids: one with absolute positions sees left-padded prompts
      shifted. Ids of a padded vocabulary that have no token can be drawn. All three hold here too.
-  f. Defaults are a linear schedule, dropout, gradient checkpointing. The command, trl_dagrpo.py, sets train.py's.
+  g. Defaults are a linear schedule, dropout, gradient checkpointing. The command, trl_dagrpo.py, sets train.py's.
 """
 
 from __future__ import annotations
@@ -57,8 +61,14 @@ if not trl.__version__.startswith(f"{TESTED}."):
 # of GRPOConfig: what the recipe decides here, and what is not done
 BY_RECIPE = ("loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "scale_rewards")
 BY_RECIPE += ("multi_objective_aggregation", "top_entropy_quantile", "entropy_coef", "use_adaptive_entropy")
-BY_RECIPE += ("off_policy_mask_threshold", "use_bias_correction_kl")
+BY_RECIPE += ("off_policy_mask_threshold", "use_bias_correction_kl", "sapo_temperature_pos", "sapo_temperature_neg")
 PREFIX = "dagrpo/"  # in TRL's log; after it, the names are those of metrics.csv
+
+
+def possible(recipe: dagrpo.Recipe) -> bool:
+    """Whether the recipe can be trained here, see 1."""
+    whole_groups = recipe.conflict_tokens or recipe.mu is not None
+    return recipe.rollouts and not whole_groups and recipe.top_entropy == 1
 
 
 @dataclass
@@ -75,7 +85,7 @@ class DaGRPOConfig(trl.GRPOConfig):
     disable_dropout: bool = field(default=True, metadata={"help": "what is trained must be what was sampled"})
 
     def __post_init__(self) -> None:
-        known = [name for name, recipe in dagrpo.METHODS.items() if recipe.rollouts and not recipe.conflict_tokens]
+        known = [name for name, recipe in dagrpo.METHODS.items() if possible(recipe)]
         if self.method not in known:
             raise ValueError(f"there is no method {self.method!r} on TRL: choose one of {', '.join(known)}")
         if not self.rectification_delta >= 0:

@@ -28,7 +28,7 @@ from datasets import Dataset
 from anchors import Anchor
 from harness import runfolder
 from harness.config import GROUPS, Config, ConfigParser, build_parser, check, flag, preset_flags
-from harness.console import fail
+from harness.console import fail, one_line
 from harness.prepare import load_task
 from harness.warm_start import find_start
 from judges.prompt import JudgeDown
@@ -37,7 +37,7 @@ from policy import load_tokenizer
 from scoring import Scorer, verify
 from tasks import Problem
 
-REFUSED = ("resume", "plain", "lora_rank", "anchor_when", "extra_anchor", "overlong_buffer", "scale", "divisor")
+REFUSED = ("resume", "plain", "lora_rank", "anchor_when", "extra_anchor", "overlong_buffer", "scale", "divisor", "kl")
 IGNORED = ("micro_batch_tokens", "show_every", "log_rollouts_every")
 TRL_HELP = "further fields of GRPOConfig, values as JSON: use_vllm=true vllm_mode=colocate"
 
@@ -73,8 +73,6 @@ def parse(argv: list[str]) -> TrlConfig:
     for setting in fields(config):
         if setting.name in REFUSED and getattr(config, setting.name) != setting.default:
             fail(f"--{setting.name.replace('_', '-')} is not done on TRL: take train.py for it")
-    if config.per_device_rows < 1:
-        fail(f"--per-device-rows must be at least 1, not {config.per_device_rows}")
     return config
 
 
@@ -84,7 +82,7 @@ def training_arguments(config: TrlConfig) -> DaGRPOConfig:
     rows, parts = config.batch_prompts * config.group_size, updates * processes
     if rows % parts:
         fail(f"{rows} responses a step cannot be split among {updates} updates on {processes} processes")
-    per_device = max(n for n in range(1, config.per_device_rows + 1) if rows // parts % n == 0)
+    per_device = max(n for n in range(1, min(rows, config.per_device_rows) + 1) if rows // parts % n == 0)
     micro_batches, gpu = rows // parts // per_device, torch.cuda.is_available()
     given = {
         "method": config.method,
@@ -108,6 +106,8 @@ def training_arguments(config: TrlConfig) -> DaGRPOConfig:
         "save_total_limit": config.keep,
         "gradient_checkpointing": config.gradient_checkpointing,
         "bf16": gpu or config.bf16,
+        "trust_remote_code": config.trust_remote_code,
+        "chat_template_kwargs": {"sanitize_control_tokens": True},  # a question is text: see policy.encode_prompt
         "use_cpu": not gpu,
     }
     known = {setting.name for setting in fields(DaGRPOConfig) if setting.init}
@@ -184,16 +184,18 @@ def main(argv: list[str] | None = None) -> None:
             if args.process_index == 0:
                 held.enter_context(runfolder.claim(out, resume=False, overwrite=config.overwrite))
             task, start = load_task(config), find_start(config.init_from or config.model)
-        tokenizer = load_tokenizer(start)
-        trainer = DaGRPOTrainer(
-            start,
-            right,
-            args,
-            as_function(task.scorer),
-            train_dataset=to_dataset(task.problems, task.anchors, chat=bool(tokenizer.chat_template)),
-            processing_class=tokenizer,
-            callbacks=[MetricsWriter(out, config.updates_per_batch)],
-        )
+        tokenizer = load_tokenizer(start, config.trust_remote_code)
+        tokenizer.split_special_tokens = not tokenizer.chat_template  # the same for plain prompts
+        with one_line(f"TRL cannot train {start}", OSError, ValueError):
+            trainer = DaGRPOTrainer(
+                start,
+                right,
+                args,
+                as_function(task.scorer),
+                train_dataset=to_dataset(task.problems, task.anchors, chat=bool(tokenizer.chat_template)),
+                processing_class=tokenizer,
+                callbacks=[MetricsWriter(out, config.updates_per_batch)],
+            )
         if args.process_index == 0:
             runfolder.clear(out)
             about = asdict(config) | {"recipe": asdict(args.recipe), "anchors": task.fates}

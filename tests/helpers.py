@@ -21,7 +21,7 @@ from harness import runfolder
 from policy import Policy, load_policy
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared"  # beside the project, not in it: real data, and what makes a real model
+SHARED = ROOT.parent / "shared"  # next to the project: real data, and what makes a real model
 NAN = float("nan")
 ln_2 = log(2)
 tight = {"rtol": 1e-9, "atol": 1e-12}
@@ -81,9 +81,15 @@ class Case:
     max_new_tokens: int = 10
 
 
+def advantages_of(case, recipe):
+    """A (B, G), as train.py asks for them."""
+    apart = None if recipe.mu is None else case.is_anchor.view(case.R.shape)
+    return group_advantages(case.R, recipe.scale, recipe.baseline, apart)
+
+
 def update_of(case, recipe, with_ref=False):
     """The modules' own way from a case to an update, as train.py goes it."""
-    A = group_advantages(case.R, recipe.scale, recipe.baseline)
+    A = advantages_of(case, recipe)
     keep = rectification_mask(A, case.S, 3.0) if recipe.rectify else torch.ones_like(A, dtype=torch.bool)
     inputs = (case.tokens, case.mask, case.old, case.entropy_old, case.is_anchor, case.max_new_tokens)
     return build_update(recipe, A, keep, *inputs, case.start_entropy, case.ref if with_ref else None)
@@ -124,7 +130,7 @@ def more_rows(case, R, S, **rows):
     return replace(case, R=R, S=S, **{name: torch.cat([getattr(case, name), x]) for name, x in rows.items()})
 
 
-# an anchor of two tokens, p = 0.4 and 0.1; nobody sampled it, so what stands in `old` and `entropy_old` is NaN
+# an anchor of two tokens, p = 0.4 and 0.1; nobody sampled it, so `old` and `entropy_old` are NaN
 anchor = {
     "tokens": tensor([[7, 9, 0, 0]]),
     "mask": tensor([[True, True, False, False]]),
@@ -138,7 +144,7 @@ anchor = {
 
 
 def undistinct_rows():
-    """A right response of S = 6 and a wrong one of S = 4, to stand behind two_responses' S = 10 and S = 1.
+    """A right response of S = 6 and a wrong one of S = 4, to come after two_responses' S = 10 and S = 1.
 
     Eq. 8: 10 - 4 >= 3 kept, 6 - 4 < 3 masked. Eq. 9: 6 - 1 >= 3 kept, 6 - 4 < 3 masked.
     """
@@ -149,8 +155,8 @@ def undistinct_rows():
 def random_case(seed, recipe, T=5):
     """Eight ragged rows, an equal-reward group now and then, ratios from far inside to far outside every clip.
 
-    Two groups of four, whose last row is an anchor if the recipe has anchors; without rollouts (sft) a group is one
-    row, and that is an anchor.
+    Two groups of four, whose last row is an anchor if the recipe has anchors, and in chord and hpt now and then not;
+    without rollouts (sft) a group is one row, and that is an anchor.
     """
     g = torch.Generator().manual_seed(seed)
     B, G = (2, 4) if recipe.rollouts else (8, 1)
@@ -164,7 +170,9 @@ def random_case(seed, recipe, T=5):
     N = B * G
     new = -0.05 - 3 * rand(N, T)
     is_anchor = torch.arange(N) % G == (G - 1 if recipe.anchors else -1)
-    old = new - pick([0.0, 1e-4, 1e-3, 0.3, 2.0], N, 1) * torch.randn(N, T, generator=g)
+    if recipe.mu is not None:
+        is_anchor &= pick([True, True, False], B).repeat_interleave(G)
+    old = (new - pick([0.0, 1e-4, 1e-3, 0.3, 2.0], N, 1) * torch.randn(N, T, generator=g)).clamp(max=-0.01)
     return Case(
         R=pick([0.0, 0.5, 1.0], B, G) if seed % 3 else pick([0.0, 1.0], B, 1).expand(B, G).clone(),
         S=pick([1.0, 2.5, 4.0, 5.5, 7.0, 10.0] if seed % 5 else [1.0, 7.0, NAN], B, G),

@@ -1,18 +1,22 @@
 """A judge's server on loopback, whose replies are the test's choice, and what its tests share.
 
-`server.reply(text, number)` gets the prompt and how many requests came before it. The fixture is in conftest.py.
+`server.reply(text, number)` gets the prompt and how many requests came before it; `server.bodies[number]` is the whole
+request. The fixture is in conftest.py.
 """
 
 import json
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import isnan
 
-from judges.http import Endpoint
+from judges.endpoint import Endpoint, build_form
 from tasks import solve
 
+FORM = build_form("json_object", {"temperature": 0.0}, "max_tokens", 200)
 KEY = "sk-secret-0123456789abcdefghij"
 PROBLEM = solve("37+48-26=", "5")
 HOSTILE = (
@@ -38,7 +42,7 @@ def grades(score, **others):
 
 
 def response_part(text):
-    """What stands between the markers of the response."""
+    """The code of the markers, and what is before, between and after them."""
     code = text.split("with the code ", 1)[1].split(".", 1)[0]
     before, rest = text.split(f"[response {code} begins]\n")
     inside, after = rest.split(f"\n[response {code} ends]")
@@ -53,6 +57,9 @@ class Reply:
     body: bytes | None = None  # the whole body, in place of a completion that holds `content`
     missing: int = 0  # bytes that are announced, but never come
     silent: bool = False  # close the connection without a word
+    raw: Callable | None = None  # gets the connection, and sends what it likes
+    message: dict = field(default_factory=dict)  # more fields of the message
+    finish_reason: str = "stop"
     delay: float = 0.0
 
 
@@ -63,7 +70,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.reply = lambda text, number: Reply()
-        self.lock, self.bodies, self.headers, self.times = threading.Lock(), [], [], []
+        self.lock, self.bodies, self.headers, self.times, self.paths = threading.Lock(), [], [], [], []
         self.busy = self.busiest = 0
 
     @property
@@ -77,11 +84,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        assert self.path == "/v1/chat/completions"
         with server.lock:
             number = len(server.bodies)
             server.bodies.append(body)
             server.headers.append(self.headers)
+            server.paths.append(self.path)
             server.times.append(time.monotonic())
             server.busy += 1
             server.busiest = max(server.busiest, server.busy)
@@ -92,9 +99,15 @@ class Handler(BaseHTTPRequestHandler):
         if reply.silent:
             self.close_connection = True
             return
+        if reply.raw:
+            self.close_connection = True
+            with suppress(OSError):  # the client has had enough
+                reply.raw(self.connection)
+            return
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
-        message = {"role": "assistant", "content": reply.content}
-        completion = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage}
+        message = {"role": "assistant", "content": reply.content} | reply.message
+        choice = {"index": 0, "message": message, "finish_reason": reply.finish_reason}
+        completion = {"choices": [choice], "usage": usage}
         data = json.dumps(completion).encode() if reply.body is None else reply.body
         try:
             self.send_response(reply.status)
@@ -113,17 +126,27 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def endpoint(server, **settings):
-    return Endpoint(server.url, "grader", **{"backoff": 0.01, "retries": 2, "timeout": 10.0, **settings})
+    return Endpoint(
+        **{
+            "base_url": server.url,
+            "model": "grader",
+            "backoff": 0.01,
+            "retries": 2,
+            "timeout": 10.0,
+            "form": FORM,
+            **settings,
+        }
+    )
 
 
 def graded_by_text(text, number):
-    """The response #7 gets 7, and so on: what is right can be told from the response alone."""
+    """The response #7 gets 7, and so on: the right score follows from the response alone."""
     return Reply(grades(int(response_part(text)[2].removeprefix("#"))))
 
 
-def wait_for(condition):
+def wait_for(condition, seconds=10):
     """Until it holds, or ten seconds: then the test fails by what it asserts."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
     time.sleep(0.05)

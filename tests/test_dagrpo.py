@@ -1,23 +1,29 @@
 """Advantages (Eq. 1, 12), DaGRPO's masks (Eq. 8-9), GTPO's token weights, and dagrpo.py as a file."""
 
 import math
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError
+from fractions import Fraction
 
 import pytest
 import torch
-from helpers import NAN, ROOT, advantage_values, deltas, groups, many, matrices, scored, split
+from helpers import NAN, ROOT, advantage_values, deltas, every_recipe, groups, many, matrices, scored, split
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import dagrpo
+from analysis import eight
+from analysis.eight import FAMILIES, cite, look, note
 from dagrpo import METHODS, conflict_weights, group_advantages, rectification_mask
+from scoring import EXAMPLE
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 exact = {"rtol": 0, "atol": 1e-12}
+SCALES = ("none", "group", "mean", "batch", "batch_centred")
 
 # ---------------------------------------------------------------------------------------- Eq. 1, 12: advantages
 
@@ -40,7 +46,71 @@ def test_scale_is_the_unbiased_std_plus_1e_4():
     assert_close(group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scale="group"), wanted, **exact)
 
 
-@pytest.mark.parametrize("scale", ["none", "group"])
+def test_scale_mean_divides_by_the_groups_mean_reward():
+    """MaxRL: (1 - 1/4) / (1/4) = 3 and -1; (1 - 3/4) / (3/4) = 1/3 and -1; nobody right: 0."""
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    wanted = torch.tensor([[3.0, -1.0, -1.0, -1.0], [1 / 3, 1 / 3, 1 / 3, -1.0], [0.0] * 4])
+    assert_close(group_advantages(rewards, scale="mean"), wanted, **exact)
+
+
+def test_the_batchs_spreads_are_over_all_groups():
+    """Lite PPO: std of 1, 0, 1, 1, sqrt(3/4 / 3) = 1/2. REINFORCE++: std of 1/2, -1/2, 0, 0, sqrt(1/2 / 3)."""
+    rewards = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    half = torch.tensor([[0.5, -0.5], [0.0, 0.0]])
+    assert_close(group_advantages(rewards, scale="batch"), half / (0.5 + 1e-4), **exact)
+    assert_close(group_advantages(rewards, scale="batch_centred"), half / (math.sqrt(1 / 6) + 1e-4), **exact)
+    assert (group_advantages(torch.full((3, 4), 0.1), scale="batch") == 0).all(), "no spread, no division by zero"
+
+
+def test_without_a_baseline_the_advantage_is_the_reward():
+    """REINFORCE: groups of equal rewards are pushed too, up to the right ones."""
+    rewards = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    assert torch.equal(group_advantages(rewards, baseline="none"), rewards)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out", "none"])
+def test_rows_apart_are_as_if_they_were_not_there_and_have_an_advantage_of_one(scale, baseline):
+    """CHORD, HPT: whatever a demonstration's reward. A group that has none is a group of G."""
+    rewards = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+    alone = group_advantages(rewards, scale, baseline)
+    for reward in (0.0, 1.0, 0.3):
+        mixed = torch.cat([rewards, torch.full((2, 1), reward)], dim=1)
+        apart = torch.tensor([[False] * 3 + [True]] * 2)
+        found = group_advantages(mixed, scale, baseline, apart)
+        assert_close(found[:, :3], alone, **exact)
+        assert torch.equal(found[:, 3], torch.ones(2))
+    if not scale.startswith("batch"):  # a group without one beside a group with one
+        mixed[1, 3], apart[1, 3] = 0.0, False
+        assert_close(group_advantages(mixed, scale, baseline, apart)[0, :3], alone[0], **exact)
+        whole = group_advantages(mixed[1:], scale, baseline)
+        assert_close(group_advantages(mixed, scale, baseline, apart)[1:], whole, **exact)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_group_with_a_single_row_that_is_compared_has_no_signal(scale):
+    rewards, apart = torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.tensor([[False, True]] * 2)
+    assert torch.equal(group_advantages(rewards, scale, apart=apart), torch.tensor([[0.0, 1.0]] * 2))
+
+
+@pytest.mark.parametrize("scale", ["batch", "batch_centred"])
+def test_a_missing_reward_spoils_its_own_group_alone(scale):
+    """On TRL a reward may be NaN, and its group is then left out; the spread is that of the others."""
+    rewards = torch.tensor([[1.0, 0.0, 0.0], [1.0, NAN, 0.0], [1.0, 1.0, 0.0]])
+    found = group_advantages(rewards, scale)
+    assert found[1].isnan().all()
+    if scale == "batch_centred":
+        assert_close(found[::2], group_advantages(rewards[::2], scale), **exact)
+    else:
+        assert found[::2].isfinite().all()
+
+
+def test_scale_mean_takes_no_reward_below_zero():
+    with pytest.raises(ValueError, match="below 0"):
+        group_advantages(torch.tensor([[1.0, -0.5]]), scale="mean")
+
+
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equal_rewards_give_exact_zeros(scale, baseline, dtype):
@@ -51,14 +121,15 @@ def test_equal_rewards_give_exact_zeros(scale, baseline, dtype):
             assert torch.equal(advantages, torch.zeros(2, size, dtype=dtype))
 
 
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("size", range(2, 17))
-def test_a_group_without_signal_gets_exact_zeros_beside_one_with_signal(size):
-    advantages = group_advantages(torch.tensor([[0.1] * size, [1.0] + [0.0] * (size - 1)]))
+def test_a_group_without_signal_gets_exact_zeros_beside_one_with_signal(size, scale):
+    advantages = group_advantages(torch.tensor([[0.1] * size, [1.0] + [0.0] * (size - 1)]), scale)
     assert (advantages[0] == 0).all()
     assert (advantages[1] != 0).all()
 
 
-@pytest.mark.parametrize("scale", ["none", "group"])
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 4)])
 def test_against_a_constant_no_reward_is_read_and_a_group_of_one_is_enough(scale, shape):
     for reward in (0.0, 0.3, 1.0, NAN):
@@ -71,20 +142,43 @@ def test_advantages_need_groups_of_two_or_more(shape):
         group_advantages(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("choice", [{"scale": "std"}, {"baseline": "median"}, {"scale": None}])
+@pytest.mark.parametrize("choice", [{"scale": "std"}, {"baseline": "median"}, {"scale": None}, {"baseline": None}])
 def test_unknown_choices_are_errors(choice):
     with pytest.raises(ValueError, match="unknown"):
         group_advantages(torch.tensor([[1.0, 0.0]]), **choice)
 
 
-@pytest.mark.parametrize("scale", ["none", "group"])
-@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out", "none"])
 @many
 @given(rewards=matrices(st.sampled_from([0.0, 0.1, 0.5, 1.0])))
-def test_no_groups_advantages_depend_on_another(scale, baseline, rewards):
+def test_no_groups_advantages_depend_on_another_but_by_the_batchs_spread(scale, baseline, rewards):
+    """With a spread of the batch, all groups have one factor in common: the advantages are those without, times it."""
     rewards = torch.tensor(rewards)
-    alone = [group_advantages(group[None], scale, baseline) for group in rewards]
-    assert_close(group_advantages(rewards, scale, baseline), torch.cat(alone), **exact)
+    found = group_advantages(rewards, scale, baseline)
+    if scale.startswith("batch"):
+        plain = group_advantages(rewards, "none", baseline)
+        factor = found.abs().sum() / plain.abs().sum().clamp(min=1e-9)
+        assert_close(found, plain * factor, **exact)
+        assert factor > 0 or not found.any()
+    else:
+        alone = [group_advantages(group[None], scale, baseline) for group in rewards]
+        assert_close(found, torch.cat(alone), **exact)
+
+
+@every_recipe
+@many
+@given(rewards=matrices(st.sampled_from([0.0, 0.25, 0.5, 1.0])))
+def test_an_advantage_is_positive_exactly_where_the_reward_is_above_what_it_is_compared_with(name, rewards):
+    """The group's mean (the mean of the others is above R where the mean is); 0 in reinforce; in sft nothing: A = 1."""
+    recipe, rewards = METHODS[name], torch.tensor(rewards)
+    found = group_advantages(rewards, recipe.scale, recipe.baseline)
+    if recipe.baseline == "constant":
+        assert torch.equal(found, torch.ones_like(rewards))
+        return
+    mean = [[0.0 if recipe.baseline == "none" else sum(map(Fraction, row)) / len(row)] for row in rewards.tolist()]
+    wanted = [[(r > m) - (r < m) for r in map(Fraction, row)] for row, (m,) in zip(rewards.tolist(), mean, strict=True)]
+    assert found.sign().tolist() == wanted
 
 
 # ---------------------------------------------------------------------------------------- Eq. 8, 9: the masks
@@ -235,7 +329,7 @@ few_tokens = st.lists(st.integers(0, 2), min_size=5, max_size=5)
 @given(batch=matrices(st.tuples(advantage_values, st.integers(1, 5), few_tokens), largest_size=4))
 def test_conflict_weights_are_the_slow_loop(batch):
     rows = [row for group in batch for row in group]
-    tokens = torch.tensor([row for _, _, row in rows])  # what stands behind a row's length is garbage
+    tokens = torch.tensor([row for _, _, row in rows])  # after a row's length comes garbage
     mask = torch.arange(5) < torch.tensor([length for _, length, _ in rows])[:, None]
     advantages = torch.tensor([[a for a, _, _ in group] for group in batch])
     weights = conflict_weights(advantages, tokens, mask)
@@ -256,11 +350,60 @@ def test_a_copy_of_the_file_needs_torch_alone(tmp_path):
     assert done.stdout == f"{tmp_path / 'dagrpo.py'} []\n"
 
 
-def test_the_page_shows_every_recipe_with_rollouts():
-    """The group of the page has eight responses: sft, whose group is its demonstration alone, is not on it."""
-    page = subprocess.run([sys.executable, "dagrpo.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+def test_python_dagrpo_begins_with_the_families_and_shows_two_recipes():
+    command = [sys.executable, "dagrpo.py"]
+    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert text.index("Group a") < text.index("The recipes") < text.index("\n1. Advantage")
+    assert [name for name in METHODS if f"\n  {name}:" in text] == ["dr_grpo", "dagrpo"]
+
+
+def test_the_page_shows_what_is_asked_for(capsys):
+    """All: every recipe's advantages and pushes; sft has no response whose tokens could be compared."""
+    eight.main(["--all"])
+    text = capsys.readouterr().out
     for name, recipe in METHODS.items():
-        assert (f"\n  {name}: {recipe.paper}" in page) == recipe.rollouts
+        assert len(re.findall(rf"^  {name} ", text, re.MULTILINE)) == 3
+        assert text.count(f"\n  {name}: {cite(recipe)}\n") == 2 * recipe.rollouts
+    eight.main(["gspo", "luffy"])
+    text = capsys.readouterr().out
+    assert [name for name in METHODS if f"\n  {name}:" in text] == ["gspo", "luffy"]
+    with pytest.raises(SystemExit):
+        eight.main(["grpoo"])
+    said = capsys.readouterr().err
+    assert "there is no recipe grpoo" in said and said.count("\n") == 1
+
+
+def test_every_recipe_is_in_one_family():
+    assert [name for members in FAMILIES.values() for name in members] == list(METHODS)
+
+
+def test_the_page_is_right_about_the_shared_tokens():
+    """At ratio 1 the shared pushes cancel exactly where signs are opposite and weights equal, and it says so."""
+    for name in ("dr_grpo", "grpo", "dapo", "gspo", "rloo", "maxrl", "sapo", "luffy"):
+        view = look(METHODS[name])
+        shared = EXAMPLE[0].index(";") + 1
+        net = view.push[0, 0, :shared] + view.push[0, 3, :shared]
+        assert not net.any() and view.push[0, 0, :shared].all()
+        notes = [note(METHODS[name], view, 0, i) for i in range(7)]
+        assert notes == [""] * 7
+    assert look(METHODS["dagrpo"]).push[0, 0].any() and not look(METHODS["dagrpo"]).push[0, 3].any()
+
+
+def test_the_page_says_why_a_push_is_zero_or_small():
+    clipped = look(METHODS["gspo"], moved=True)
+    assert not clipped.push[0, 0].any() and note(METHODS["gspo"], clipped, 0, 0) == "its one ratio is clipped"
+    assert clipped.push[0, 3].any() and note(METHODS["gspo"], clipped, 0, 3) == ""
+    p = math.exp(-0.3)
+    for name, wanted in (("luffy", 0.1 * p / (p + 0.1) ** 2), ("chord", p * (1 - p))):
+        view = look(METHODS[name])
+        said = note(METHODS[name], view, 1, 7)
+        assert f"= {wanted:.2f} at" in said
+    hard = look(METHODS["luffy"])
+    assert (hard.A[1, :7] < 0).all() and hard.A[1, 7] > 0 and hard.push[1, 7].any()
+    assert (
+        not look(METHODS["dr_grpo"]).A[1].any() and note(METHODS["dr_grpo"], look(METHODS["dr_grpo"]), 1, 0) == "A = 0"
+    )
+    assert note(METHODS["dagrpo"], look(METHODS["dagrpo"]), 0, 1) == "masked"
 
 
 def test_recipes_and_updates_cannot_be_changed_in_place():

@@ -14,7 +14,6 @@ import scoring
 import tasks
 from analysis import table
 from eval import evaluate, main, wilson
-from harness import evaluation
 from maths import benchmarks, data
 from policy import load_policy, save_policy
 from rollout import Rollouts
@@ -132,8 +131,8 @@ def test_a_run_folder_gets_its_eval_json(run_folder, capsys):
 
 
 def test_the_warm_start_is_what_load_gives_without_a_name(untrained, monkeypatch, known_answers, capsys):
-    monkeypatch.setattr(evaluation, "find_start", lambda name: {"warm_start": "the folder"}[name])
-    monkeypatch.setattr(evaluation, "load_policy", lambda name: {"the folder": untrained}[name])
+    monkeypatch.setattr("eval.find_start", lambda name: {"warm_start": "the folder"}[name])
+    monkeypatch.setattr("eval.load_policy", lambda name, trust: {"the folder": untrained}[name])
     run("--model", "warm_start", "--per-level", 5, "--k", 2, "--max-new-tokens", 5)
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:5] == ["test", "1", "5", "1.000", "[0.57,"]

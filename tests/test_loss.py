@@ -1,4 +1,4 @@
-"""What holds of the losses of any batch: invariants, divisors, and the terms beside the surrogate, one by one."""
+"""What holds of the losses of any batch: invariants, divisors, and the terms added to the surrogate, one by one."""
 
 import math
 from dataclasses import replace
@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import (
     NAN,
+    advantages_of,
     anchor,
     every_recipe,
     more_rows,
@@ -26,14 +27,7 @@ from hypothesis import strategies as st
 from torch import tensor
 from torch.testing import assert_close
 
-from dagrpo import (
-    METHODS,
-    divisor_weights,
-    kl_k3,
-    policy_loss,
-    signal_rows,
-    surrogate,
-)
+from dagrpo import METHODS, Update, divisor_weights, kl_estimate, policy_loss, signal_rows, surrogate
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -90,7 +84,7 @@ def test_what_stands_in_padding_changes_nothing(name, seed):
         assert not dirty[pads].any()
 
 
-@pytest.mark.parametrize("name", ["luffy", "dagrpo", "sft"])
+@pytest.mark.parametrize("name", [name for name, recipe in METHODS.items() if recipe.anchors])
 @pytest.mark.parametrize("garbage", [NAN, 0.0, -1e4, math.inf])
 def test_an_anchors_sampling_log_probs_are_not_read(name, garbage):
     """random_case has NaN there already; nothing else may give another gradient, and none may be NaN."""
@@ -116,9 +110,60 @@ def test_skipped_rows_have_no_gradient(name, kl_beta):
         assert not on_entropy[dropped].any()
         assert not (kl_beta and (dropped & ~case.is_anchor).any())
         dropped_rows += int(dropped.sum())
-    # what is dropped here: groups of equal rewards, masked and filtered rows; with KL only anchors can be. In sft A = 1
-    droppable = recipe.rollouts and (recipe.anchors if kl_beta else True)
+    # what is dropped here: groups of equal rewards, masked and filtered rows; with KL only anchors can be: where A = 1
+    # (sft, chord, hpt) none is
+    droppable = recipe.rollouts and (recipe.anchors and recipe.mu is None if kl_beta else True)
     assert (dropped_rows > 0) == (droppable and not recipe.entropy_bonus)
+
+
+@every_recipe
+def test_a_groups_pushes_depend_on_another_group_only_where_the_recipe_says_so(name):
+    """Group 0 stays and group 1 becomes another one: other rewards, tokens, lengths, ratios, entropies, its anchor."""
+    recipe = METHODS[name]
+    changed = 0
+    for seed in range(40):
+        case, other = random_case(3 * seed + 1, recipe), random_case(3 * seed + 2, recipe)
+        rows = torch.arange(8) < 8 // len(case.R) * (len(case.R) // 2)  # the first half of the groups
+
+        def joined(part, case=case, other=other, rows=rows):
+            mine, new = getattr(case, part), getattr(other, part)
+            return torch.cat([mine[: len(mine) // 2], new[len(new) // 2 :]])
+
+        parts = ("R", "S", "tokens", "mask", "new", "old", "ref", "entropy", "entropy_old", "is_anchor")
+        mixed = replace(case, **{part: joined(part) for part in parts})
+        before, after = (torch.stack(pushes(x, recipe))[:, rows] for x in (case, mixed))
+        changed += not torch.allclose(before, after, rtol=1e-9, atol=1e-12)
+    assert (changed > 0) == recipe.couples_groups
+
+
+@every_recipe
+def test_at_ratio_one_what_has_a_positive_advantage_is_pushed_up(name):
+    """None of its tokens is, down; and a small rise of its log-probs lowers a loss that is a function of the ratio.
+
+    (A ratio that is 1 or detached has a gradient, but its value says nothing.) Which advantages are positive: see
+    test_dagrpo.py. gtpo takes 0.1 H = 0.1 off them, which is less than 1/4.
+    """
+    recipe, seen = METHODS[name], 0
+    for seed in range(1, 30, 3):
+        case = random_case(seed, recipe)
+        R = case.R.bool().double()
+        undistinct = {
+            "S": 9 * R + 1,
+            "start_entropy": 2.0,
+            "entropy_old": torch.ones(8, 5),
+        }  # none is, and none filtered
+        case = replace(case, R=R, old=case.new, **undistinct)
+        update = update_of(case, recipe)
+        right = (advantages_of(case, recipe).flatten() > 0) & (update.weight.sum(1) > 0)  # hpt: SFT alone, or RL alone
+        push, _ = pushes(case, recipe)
+        assert (push[right] >= 0).all()
+        assert (push[right].sum(1) > 0).all()
+        up = case.new + 1e-5 * right[:, None]
+        if right.any() and recipe.ratio not in ("one", "detached"):
+            before, after = (policy_loss(logp, update, recipe, torch.zeros(8, 5)) for logp in (case.new, up))
+            assert after < before
+        seen += int(right.sum())
+    assert seen
 
 
 # ---------------------------------------------------------------------------------------- divisors
@@ -139,7 +184,7 @@ def test_an_unknown_divisor_is_an_error():
 
 @pytest.mark.parametrize("divisor", ["constant", "sequence", "tokens"])
 def test_masked_and_no_signal_rows_stay_in_the_divisor(divisor):
-    """Eq. 10's 1/G is not the number kept: what two_responses get shrinks by half beside two rows that get nothing."""
+    """Eq. 10's 1/G is not the number kept: two more rows that get nothing halve what two_responses get."""
     recipe = replace(METHODS["dagrpo_on"], divisor=divisor)
     alone, _ = pushes(two_responses(), recipe)
     rows = undistinct_rows()
@@ -153,29 +198,82 @@ def test_masked_and_no_signal_rows_stay_in_the_divisor(divisor):
 # ---------------------------------------------------------------------------------------- KL, entropy, GTPO, LUFFY
 
 
-def test_k3_is_never_negative_and_its_gradient_is_one_minus_the_ratio():
-    """k3 = e^d - d - 1 with d = ref - logp; dk3/dlogp = 1 - e^d: 0 at equality, below 0 where ref is higher."""
+KL = ("k1", "k2", "k3", "k3_ratio")
+
+
+def kl_case(logp, ref, old=None):
+    """An update of one row with these log-probs (T,), for kl_estimate."""
+    mask, old = torch.ones(1, len(logp), dtype=torch.bool), logp.detach() if old is None else old
+    return Update(tensor([1.0]), tensor([True]), mask, mask / 1, old[None], tensor([False]), ref[None])
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "slope"),
+    [
+        ("k1", lambda d, r: -d, lambda d, r: 1 + 0 * d),
+        ("k2", lambda d, r: d**2 / 2, lambda d, r: -d),
+        ("k3", lambda d, r: d.exp() - d - 1, lambda d, r: 1 - d.exp()),
+        ("k3_ratio", lambda d, r: r * (d.exp() - d - 1), lambda d, r: -r * d),
+    ],
+)
+def test_the_kl_estimates_and_their_slopes(kind, value, slope):
+    """By d = ref - logp and the ratio r = pi / pi_old; through both in k3_ratio: r (e^d - d - 1) + r (1 - e^d)."""
     logp = -torch.linspace(0.01, 8, 50).requires_grad_()
     logp.retain_grad()
-    ref = -torch.linspace(8, 0.01, 50)
-    value = kl_k3(logp, ref)
-    assert (value > 0).all()
-    assert value[0].item() == pytest.approx(math.exp(-7.99) + 7.99 - 1, rel=1e-12)  # d = -8 + 0.01
-    value.sum().backward()
-    assert_close(logp.grad, 1 - (ref - logp.detach()).exp(), **tight)
+    ref, ratio = -torch.linspace(8, 0.01, 50), torch.linspace(0.1, 3, 50)
+    found = kl_estimate(logp[None], kl_case(logp, ref, logp.detach() - ratio.log()), kind)[0]
+    d = ref - logp.detach()
+    assert_close(found.detach(), value(d, ratio), **tight)
+    found.sum().backward()
+    assert_close(logp.grad, slope(d, ratio), **tight)
 
 
-def test_k3_is_zero_and_flat_where_the_policies_agree():
+def test_whose_gradient_is_that_of_the_kl():
+    """A distribution over four tokens, and the mean of each estimate's gradient over its own samples.
+
+    KL(pi || pi_ref)'s is k2's and k3_ratio's; k1's is 0; and k3's is that of KL(pi_ref || pi), the other direction.
+    """
+    logits, ref = tensor([0.3, -1.0, 0.7, 0.1], requires_grad=True), tensor([1.0, 0.2, -0.4, 0.0]).log_softmax(0)
+    logp = logits.log_softmax(0)
+    p = logp.exp().detach()
+
+    def gradient(value):
+        return torch.autograd.grad(value, logits, retain_graph=True)[0]
+
+    of_kl, other = gradient((logp.exp() * (logp - ref)).sum()), gradient((ref.exp() * (ref - logp)).sum())
+    found = {kind: gradient((p * kl_estimate(logp[None], kl_case(logp, ref), kind)[0]).sum()) for kind in KL}
+    wanted = {"k1": torch.zeros(4), "k2": of_kl, "k3": other, "k3_ratio": of_kl}
+    for kind in KL:
+        assert_close(found[kind], wanted[kind], **tight)
+    assert not torch.allclose(of_kl, other, rtol=0.1)
+
+
+@pytest.mark.parametrize("kind", KL)
+def test_kl_is_zero_where_the_policies_agree_and_flat_but_for_k1(kind):
     logp = tensor([-0.3, -2.0, -9.0], requires_grad=True)
-    value = kl_k3(logp, logp.detach())
+    value = kl_estimate(logp[None], kl_case(logp, logp.detach()), kind)
     value.sum().backward()
     assert not value.any()
-    assert not logp.grad.any()
+    assert_close(logp.grad, torch.full((3,), 1.0 if kind == "k1" else 0.0))
+
+
+@pytest.mark.parametrize("kind", ["k3", "k3_ratio"])
+def test_k3_is_right_near_zero_in_fp32(kind):
+    """k3 is d^2 / 2 there. exp(d) - d - 1 loses all digits: one value in six is below 0 for |d| about 1e-4."""
+    torch.manual_seed(0)
+    logp = -1e-3 * torch.rand(20_000, dtype=torch.float32)
+    ref = logp + 1e-4 * torch.randn(20_000, dtype=torch.float32)
+    d = (ref - logp).double()
+    naive = (ref - logp).exp() - (ref - logp) - 1
+    assert 0.1 < (naive < 0).float().mean() < 0.25
+    found = kl_estimate(logp[None], kl_case(logp, ref), kind)[0]
+    assert (found >= 0).all()
+    assert_close(found.double(), d**2 / 2, rtol=1e-3, atol=1e-11)
 
 
 @every_recipe
 def test_kl_pulls_rollouts_to_the_reference_and_leaves_anchors_alone(name):
-    """What kl_beta adds to a push: -beta * (1 - e^(ref - logp)) / divisor on rollouts, masked ones too.
+    """What kl_beta adds to a push: -beta * slope / divisor on rollouts, masked ones too; by its recipe's estimate.
 
     In sft all rows are anchors: it adds nothing.
     """
@@ -183,7 +281,9 @@ def test_kl_pulls_rollouts_to_the_reference_and_leaves_anchors_alone(name):
     for seed in (0, 1, 2, 5):
         case = random_case(seed, recipe)
         added = pushes(case, recipe, kl_beta=0.25)[0] - pushes(case, recipe)[0]
-        pull = -0.25 * (1 - (case.ref - case.new).exp()) * update_of(case, recipe).weight
+        d, ratio = case.ref - case.new, (case.new - case.old).exp()
+        slope = {"k2": -d, "k3": 1 - d.exp(), "k3_ratio": -ratio * d}[recipe.kl]
+        pull = -0.25 * slope * update_of(case, recipe).weight
         assert not added[case.is_anchor].any()
         assert case.is_anchor.all() != recipe.rollouts
         assert_close(added[~case.is_anchor], pull[~case.is_anchor], **tight)

@@ -7,22 +7,21 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
+import helpers
 import pytest
 import torch
+from helpers import SHARED, both_paths, groups_of, metrics, weights
 from judge_server import KEY, Reply, grades, response_part
-from test_train import groups_of, metrics, some_are_right, weights  # noqa: F401  a fixture among them
 
-import rollout
 import scoring
 import tasks
-import train
 from harness import prepare, runfolder
-from judges import endpoint
+from judges.endpoint import Endpoint
+from judges.prompt import JudgeDown
 from policy import Placement, Policy, load_policy, placement, save_policy
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+pytestmark = pytest.mark.usefixtures("even_is_right")
 PROBLEMS = tasks.arithmetic("train", per_level=2)
 
 
@@ -37,10 +36,7 @@ def data_file(tmp_path):
 
 
 def run(folder, out, *flags, method="dagrpo", steps=2):
-    small = ["--batch-prompts", "4", "--group-size", "4", "--max-new-tokens", "44", "--lr", "1e-3", "--show-every", "0"]
-    argv = ["--method", method, "--steps", str(steps), "--out", str(out), "--model", str(folder)]
-    train.main([*argv, *small, "--instruction", "", *flags])
-    return metrics(out)
+    return helpers.run(folder, out, "--instruction", "", *flags, method=method, steps=steps)
 
 
 # ---------------------------------------------------------------------------------------- data and models
@@ -57,7 +53,7 @@ def test_a_data_file_is_trained_on_with_and_without_demonstrations(tiny_folder, 
     assert all(f"reward_level_L{n}" in rows[0] for n in range(1, 6))
 
 
-def test_the_instruction_stands_behind_every_question(tiny_folder, data_file, tmp_path):
+def test_the_instruction_is_appended_to_every_question(tiny_folder, data_file, tmp_path):
     run(tiny_folder, tmp_path / "run", "--data", str(data_file), "--instruction", "12=", steps=1)
     assert all(group["question"].endswith("=\n12=") for group in groups_of(tmp_path / "run"))
 
@@ -65,23 +61,12 @@ def test_the_instruction_stands_behind_every_question(tiny_folder, data_file, tm
 def test_sft_on_data_learns_from_usable_demonstrations_alone(tiny_folder, data_file, tmp_path, capsys):
     run(tiny_folder, tmp_path / "run", "--data", str(data_file), method="sft")
     assert "'missing': 2" in capsys.readouterr().err
+    assert {g["question"] for g in groups_of(tmp_path / "run")} == {p.question for p in PROBLEMS[2:]}
     lines = [json.loads(line) | {"solution": ""} for line in data_file.read_text().splitlines()]
     data_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(SystemExit):
         run(tiny_folder, tmp_path / "none", "--data", str(data_file), method="sft")
     assert "none of these problems has a usable one" in capsys.readouterr().err
-
-
-def test_prompts_that_do_not_fit_the_window_are_counted_and_left_out(tiny, capsys):
-    policy = Policy(copy.deepcopy(tiny.model), tiny.tokenizer)
-    policy.model.config.max_position_embeddings = 30
-    long = tasks.solve("1+1+1+1+1+1+1+1+1+1=", "x")  # 20 tokens
-    pool, prepared = prepare.fitting(policy, [long, PROBLEMS[0]], [None, None], max_new_tokens=15)
-    assert pool == [PROBLEMS[0]] and prepared == [None]
-    assert "1 of 2 problems left out" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        prepare.fitting(policy, [long], [None], max_new_tokens=15)
-    assert "no prompt fits" in capsys.readouterr().err
 
 
 def test_a_model_with_a_chat_template_and_without_a_pad_token(tiny, tmp_path):
@@ -106,12 +91,13 @@ def test_placement_keeps_trained_weights_in_fp32():
     assert placement(cuda=False, lora=False, bf16=True) == Placement("cpu", torch.float32, torch.bfloat16)
 
 
-def test_autocast_computes_in_bf16_and_leaves_weights_gradients_and_log_probs_in_fp32(tiny, problems):
+@both_paths
+def test_autocast_computes_in_bf16_and_leaves_weights_gradients_and_log_probs_in_fp32(path, tiny, problems):
     """What a GPU does, as far as a CPU can tell."""
     policy = replace(tiny, autocast_dtype=torch.bfloat16)
-    rollouts = rollout.sample_groups(policy, problems, [4, 4, 4], max_new_tokens=20)
-    logp, _ = rollout.token_logprobs(policy, rollouts, torch.arange(12))
-    exact, _ = rollout.token_logprobs(tiny, rollouts, torch.arange(12))
+    rollouts = path.sample_groups(policy, problems, [4, 4, 4], max_new_tokens=20)
+    logp, _ = path.token_logprobs(policy, rollouts, torch.arange(12))
+    exact, _ = path.token_logprobs(tiny, rollouts, torch.arange(12))
     logp.sum().backward()
     assert logp.dtype == rollouts.logp.dtype == torch.float32
     assert {p.grad.dtype for p in policy.model.parameters()} == {torch.float32}
@@ -147,7 +133,7 @@ def scripted_judge(monkeypatch, answers):
 
         return scorer
 
-    monkeypatch.setattr(endpoint, "http_judge", http_judge)
+    monkeypatch.setattr(prepare, "http_judge", http_judge)
     return ["--scorer", "judge", "--judge-url", "http://127.0.0.1:9/v1", "--judge-name", "m", "--delta", "2"]
 
 
@@ -183,7 +169,7 @@ def test_a_judge_that_goes_down_stops_the_run_after_a_checkpoint_and_the_run_goe
     def down_at_the_third(pairs):
         asked.append(pairs)
         if len(asked) == 3:
-            raise endpoint.JudgeDown("the judge m is down")
+            raise JudgeDown("the judge m is down")
         return scoring.rule_scores(pairs)
 
     with pytest.raises(SystemExit) as stop:
@@ -220,6 +206,8 @@ def test_in_a_long_run_with_faults_every_group_is_scored_or_left_out_and_counted
     chance = random.Random(0)
 
     def reply(text, number):
+        if number == 0:  # the sample
+            return Reply()
         fault = chance.random()
         if fault < 0.05:
             return Reply(status=500)
@@ -230,8 +218,7 @@ def test_in_a_long_run_with_faults_every_group_is_scored_or_left_out_and_counted
         return Reply(grades(1 + len(response_part(text)[2]) % 10))
 
     server.reply = reply
-    quick = partial(endpoint.Endpoint, retries=1, backoff=0.001)
-    monkeypatch.setattr(endpoint, "Endpoint", quick)
+    monkeypatch.setattr(prepare, "Endpoint", partial(Endpoint, retries=1, backoff=0.001))
     flags = ["--scorer", "judge", "--judge-url", server.url, "--judge-name", "grader"]
     rows = run(tiny_folder, tmp_path / "run", *flags, steps=60)
     groups = groups_of(tmp_path / "run")
@@ -246,7 +233,7 @@ def test_in_a_long_run_with_faults_every_group_is_scored_or_left_out_and_counted
     assert left_out == sum(int(row["unscored_groups"]) for row in rows) > 10
     failed = sum(s is None for g in groups for a, s in zip(g["A"], g["S"], strict=True) if a)
     assert failed == sum(int(row["judge_failures"]) for row in rows)
-    assert sum(int(row["judge_calls"]) for row in rows) == len(server.bodies)
+    assert sum(int(row["judge_calls"]) for row in rows) == len(server.bodies) - 1  # the sample
     assert KEY not in (tmp_path / "run" / "judge.jsonl").read_text()
 
 
@@ -255,7 +242,7 @@ def smollm2(tmp_path_factory):
     """A real model of 135 M parameters, if there is what makes it."""
     tool = SHARED / "tools" / "smollm2.py"
     if not tool.exists():
-        pytest.skip(f"{tool.name} is not there: it lies beside the project, not in it")
+        pytest.skip(f"{tool.name} is not there: it is next to the project, not in it")
     pytest.importorskip("gguf", reason="smollm2.py needs the package gguf")
     folder = tmp_path_factory.mktemp("smollm2") / "model"
     made = subprocess.run([sys.executable, tool, folder], capture_output=True, text=True)

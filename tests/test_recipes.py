@@ -1,4 +1,4 @@
-"""The losses (Eq. 2, 10-13 and the recipes' papers): closed forms, and a slow loop beside the tensor code.
+"""The losses (Eq. 2, 10-13 and the recipes' papers): closed forms, and a slow loop against the tensor code.
 
 A push is -dloss/dlogp of a token: what gradient descent adds to its log-prob, up to the step size. What holds of any
 batch is in test_loss.py.
@@ -33,8 +33,19 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 # ---------------------------------------------------------------------------------------- closed forms, by hand
 
 
-# scale "group": the mean is 1/2, the unbiased std of (1, 0) is sqrt(1/4 + 1/4) = sqrt(1/2)
+# scale "group": the mean is 1/2, the unbiased std of (1, 0) is sqrt(1/4 + 1/4) = sqrt(1/2). Here the batch is one group
 a = 0.5 / (sqrt(0.5) + 1e-4)
+
+
+def gate(tau, ratio):
+    """The slope of (4 / tau) sigmoid(tau (r - 1)) with respect to log r."""
+    sigmoid = 1 / (1 + math.exp(-tau * (ratio - 1)))
+    return 4 * sigmoid * (1 - sigmoid) * ratio
+
+
+# gmpo: A > 0 bounds log 6 by 0.4, A < 0 log 1/2 by -0.4; one geometric mean a row
+up = (1.25 * math.exp(0.4) * 0.5) ** (1 / 4)
+down = (6 * math.exp(-0.4) * 1.25) ** (1 / 3)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +67,30 @@ a = 0.5 / (sqrt(0.5) + 1e-4)
         # A = 1/2 - 0.1 * 0.5 = 0.45 and -1/2 - 0.1 * 0.2 = -0.52; 1/8 and 1/6; conflict tokens 2 and 0; no clip
         # 0.45/8 * (2 * 1, 1.25, 6, 2 * 0.5);  0.52/6 * 0.5
         ("gtpo", [0.1125, 0.0703125, 0.3375, 0.05625], [0, -0.26 / 6, 0]),
+        # A = R: 1 and 0; constant 1/20
+        ("reinforce", [0.05, 0, 0, 0.025], [0, 0, 0]),
+        # A = (1 - 1/2) / (1/2) = 1 and -1; tokens: 1/7
+        ("maxrl", [1 / 7, 0, 0, 0.5 / 7], [-6 / 7, 0, -1.25 / 7]),
+        # of one group both spreads of the batch are that of the group; tokens
+        ("lite_ppo", [a / 7, 0, 0, 0.5 * a / 7], [-6 * a / 7, 0, -1.25 * a / 7]),
+        ("reinforce_pp", [a / 7, 0, 0, 0.5 * a / 7], [-6 * a / 7, 0, -1.25 * a / 7]),
+        # grpo's A, and A * grad log pi; sequence: 1/8 and 1/6
+        ("rgra", [a / 8] * 4, [-a / 6] * 3),
+        # grpo, but for A < 0 a ratio of 6 is above 4
+        ("two_sided", [a / 8, 0, 0, a / 16], [0, 0, -1.25 * a / 6]),
+        ("sapo", [gate(1, r) * a / 8 for r in (1, 1.25, 6, 0.5)], [-gate(1.05, r) * a / 6 for r in (6, 0.5, 1.25)]),
+        # p = 0.4 was 0.4, 0.32, 0.067, 0.8. A > 0: the third has come up by more than 0.15, the last went down. A < 0:
+        # the second went down. Bernoullis: KL(0.067 || 0.4) = 0.29, KL(0.8 || 0.4) = 0.33, KL(0.32 || 0.4) = 0.014
+        ("dppo_tv", [0.025, 0.03125, 0, 0.0125], [-0.15, 0, -0.03125]),
+        ("dppo_kl", [0.025, 0.03125, 0, 0.0125], [-0.15, 0, -0.03125]),
+        # gspo's ratios and constant: 1/20 on each token
+        ("luspo", [0, 0, 0, 0], [-(3.75 ** (1 / 3)) * a / 20] * 3),
+        ("gmpo", [up * a / 8, up * a / 8, 0, up * a / 8], [-down * a / 6, 0, -down * a / 6]),
+        # entropies 0.2 0.8 0.6 0.4 and 0.1 0.2 0.3: the 0.8 quantile of the seven is 0.4 + 0.8 * 0.2 = 0.56. A ratio
+        # of 6 is above 1.28; tokens: 1/7
+        ("top_entropy", [0, 1.25 * a / 7, 0, 0], [0, 0, 0]),
+        # dr_grpo's A, sequence; the wrong row's log-probs rose in the mean: it is not stale
+        ("deepseek_v32", [0.0625, 0, 0, 0.03125], [-0.5, 0, -1.25 / 12]),
     ],
 )
 def test_closed_form_of_the_recipes_without_anchors_and_masks(name, right, wrong):
@@ -94,6 +129,79 @@ def test_closed_form_of_luffy():
     rows = [[1.0, 1.25, 6.0, 0.5], [-12.0, -1.0, -2.5, 0.0], [0.16, 0.25, 0.0, 0.0]]
     assert_close(push, tensor(rows) / 90, **tight)
     assert_close(on_entropy, case.mask * (0.001 / 30), **tight)
+
+
+@pytest.mark.parametrize(("fall", "left_out"), [(0.49, False), (0.51, True)])
+def test_deepseeks_mask_leaves_out_wrong_rows_that_have_fallen_too_far(fall, left_out):
+    """By the mean of -log r, 0.5. The first token is past the clip's lower bound, the second would count."""
+    case = two_responses()
+    old = case.new + tensor([2 * fall, 0.0])[[0, 1, 0, 1]]  # the mean over both tokens of a row
+    case = replace(case, old=old.expand(2, 4), mask=tensor([[True, True, False, False]] * 2))
+    push, _ = pushes(case, METHODS["deepseek_v32"])
+    # sequence: 1/(2 rows * 2 tokens); A = +-1/2. The right row stays whatever its log-probs did: its ratios are below
+    low = 0.125 * math.exp(-2 * fall)
+    assert_close(push, tensor([[low, 0.125, 0, 0], [0, 0 if left_out else -0.125, 0, 0]]), **tight)
+    assert surrogate(case.new, update_of(case, METHODS["deepseek_v32"]), METHODS["deepseek_v32"])[1][1, 1] == left_out
+
+
+@pytest.mark.parametrize(
+    ("p_old", "p", "tv", "kl"),
+    [
+        (0.5, 0.62, 1, 1),  # TV 0.12. KL: 0.5 log(0.5 / 0.62) + 0.5 log(0.5 / 0.38) = 0.0297
+        (0.5, 0.652, 0, 1),  # TV 0.152. KL 0.0485
+        (0.5, 0.66, 0, 0),  # TV 0.16. KL 0.0540
+        (1e-4, 0.1, 1, 0),  # TV 0.1. KL: 1e-4 log(1e-3) + 0.9999 log(0.9999 / 0.9) = 0.1045
+        (1e-4, 0.01, 1, 1),  # a ratio of 100: it weighs 20
+        (0.999, 0.9999, 1, 1),
+        (0.62, 0.5, 1, 1),  # down, by 0.12
+        (0.9, 0.74, 0, 0),  # down, by 0.16. KL 0.0806
+        (0.3, 0.14, 0, 0),  # KL 0.0847
+        (0.2, 0.06, 1, 0),  # TV 0.14. KL 0.1031
+    ],
+)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_dppos_trust_region_is_about_probabilities(p_old, p, tv, kl, sign):
+    """A token that has moved too far in the direction of A is left out; one that has not is pushed by min(r, 20) A."""
+    case = two_responses()
+    case = replace(case, new=torch.full((2, 4), log(p)), old=torch.full((2, 4), log(p_old)))
+    for name, inside in (("dppo_tv", tv), ("dppo_kl", kl)):
+        update = replace(update_of(case, METHODS[name]), advantages=tensor([sign, sign]))
+        push, _ = pushes(case, METHODS[name], update)
+        kept = inside or (p - p_old) * sign < 0
+        assert_close(push[0], torch.full((4,), kept * sign * min(p / p_old, 20) / 20), **tight)
+        clipped = surrogate(case.new, update, METHODS[name])[1]
+        assert clipped[update.mask].tolist() == [not kept] * 7
+
+
+def test_closed_form_of_chord():
+    """R = 1, 0 and an anchor apart, whatever its reward: A = +-a, A = 1. p of the anchor's tokens is 0.4 and 0.1.
+
+    0.9 of the mean over the rollouts' 7 tokens; 0.1 of the mean over the anchor's 2, each weighed p (1 - p).
+    """
+    for reward in (0.0, 1.0):
+        case = more_rows(two_responses(), tensor([[1.0, 0.0, reward]]), tensor([[10.0, 1.0, 10.0]]), **anchor)
+        push, _ = pushes(case, METHODS["chord"])
+        rollouts = [[a, 0, 0, 0.5 * a], [-6 * a, 0, -1.25 * a, 0]]
+        wanted = torch.cat([tensor(rollouts) * 0.9 / 7, tensor([[0.24, 0.09, 0, 0]]) * 0.1 / 2])
+        assert_close(push, wanted, **tight)
+
+
+def test_closed_form_of_hpt():
+    """Group 0 has its demonstration, group 1 has none. Constant 1/(6 rows * 10) on rollouts.
+
+    On the demonstration: the mean over its 2 tokens, times the share of groups that have one, 1/2. The rollouts of its
+    group weigh 0.
+    """
+    case = more_rows(two_responses(), tensor([[0.0, 0.0, 1.0]]), tensor([[1.0, 1.0, 10.0]]), **anchor)
+    rows = {name: torch.cat([getattr(two_responses(), name)] * 2)[:3] for name in anchor}
+    R, S = tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 1.0]]), torch.ones(2, 3)
+    push, _ = pushes(more_rows(case, R, S, **rows), METHODS["hpt"])
+    third = 1 / 3 / 60  # A = 1/3, -2/3, 1/3; the third row is the first once more
+    rl = [[third, 0, 0, third / 2], [-12 * third, 0, -2.5 * third, 0], [third, 0, 0, third / 2]]
+    wanted = torch.cat([torch.zeros(2, 4), tensor([[0.25, 0.25, 0, 0]]), tensor(rl)])
+    assert_close(push, wanted, **tight)
+    hard = replace(case, R=tensor([[1.0, 0.0, 1.0]]))  # a demonstration in a group with a right rollout: gate 1
+    assert_close(pushes(hard, METHODS["hpt"])[0], tensor([[0.0] * 4, [0.0] * 4, [0.5, 0.5, 0, 0]]), **tight)
 
 
 def test_closed_form_of_dagrpo_without_anchors():
@@ -151,6 +259,10 @@ def test_an_anchor_can_be_masked_and_a_wrong_one_is_pushed_down():
         ("gspo", [1, 1, 1, 1], [0, 0, 0]),
         ("cispo", [0, 0, 1, 0], [1, 0, 0]),
         ("rloo", [0, 0, 0, 0], [0, 0, 0]),
+        ("two_sided", [0, 1, 1, 0], [1, 1, 0]),
+        ("gmpo", [0, 0, 1, 0], [0, 1, 0]),
+        ("dppo_tv", [0, 0, 1, 0], [0, 1, 0]),
+        ("sapo", [0, 0, 0, 0], [0, 0, 0]),
     ],
 )
 def test_the_clip_says_which_tokens_it_touched(name, right, wrong):
@@ -178,53 +290,189 @@ def test_min_for_both_signs_of_the_advantage():
     assert_close(logp.grad, tensor([[-2.0] * 4, [0.5] * 3 + [0.0]]), **tight)  # max: 0
 
 
-# ---------------------------------------------------------------------------------------- PAPER.md's table, literally
+# ---------------------------------------------------------------------------------------- one recipe by another
 
-PINNED = {  # baseline, std, ratio, clip (low, high) or none, divisor
-    "grpo": ("mean", True, "token", (0.2, 0.2), "sequence"),
-    "dr_grpo": ("mean", False, "token", (0.2, 0.2), "constant"),
-    "dapo": ("mean", True, "token", (0.2, 0.28), "tokens"),
-    "gspo": ("mean", True, "sequence", (3e-4, 4e-4), "sequence"),
-    "cispo": ("mean", True, "cispo", None, "tokens"),
-    "rloo": ("others", False, "one", None, "constant"),
-    "gtpo": ("mean", False, "token", None, "sequence"),
-    "luffy": ("mean", False, "token", None, "constant"),
-    "dagrpo_on": ("mean", False, "token", (0.2, 0.2), "constant"),
-    "dagrpo": ("mean", False, "token", (0.2, 0.2), "constant"),
-    "sft": (
-        "none",
-        False,
-        "one",
-        None,
-        "tokens",
-    ),  # not in the table: the mean of -log p over the demonstrations' tokens
+
+def at_ratio_one(name, seed):
+    """A random case at the first update on its batch. Nothing is masked, and there are no anchors."""
+    recipe = METHODS[name]
+    case = random_case(seed, replace(recipe, anchors=False, mu=None))
+    return replace(case, old=case.new), recipe
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "differs"),
+    [
+        ("sapo", "grpo", {}),
+        ("gmpo", "grpo", {}),
+        ("rgra", "grpo", {}),
+        ("two_sided", "grpo", {}),
+        ("gspo", "grpo", {}),
+        ("luspo", "dr_grpo", {"scale": "group"}),
+        ("dppo_tv", "dr_grpo", {}),
+        ("dppo_kl", "dr_grpo", {}),
+        ("cispo", "dapo", {}),
+        ("deepseek_v32", "dr_grpo", {"divisor": "sequence"}),
+        ("maxrl", "dapo", {"scale": "mean"}),
+        ("top_entropy", "dapo", None),
+    ],
+)
+def test_at_ratio_one_only_advantages_and_divisors_are_left_of_a_recipe(name, other, differs):
+    for seed in (1, 2, 4, 5, 7, 8):
+        case, recipe = at_ratio_one(name, seed)
+        push = pushes(case, recipe)[0]
+        wanted = pushes(case, replace(METHODS[other], **differs or {}))[0]
+        if differs is None:  # a choice of tokens: the same push on those, none on the others
+            chosen = update_of(case, recipe).weight > 0
+            assert 0.1 < chosen.sum() / case.mask.sum() < 0.4
+            wanted = wanted * chosen
+        assert_close(push, wanted, **tight)
+        assert push.any()
+
+
+def test_rgra_is_grpo_only_as_long_as_nothing_has_moved():
+    case = random_case(4, METHODS["grpo"])
+    assert not torch.allclose(pushes(case, METHODS["rgra"])[0], pushes(case, METHODS["grpo"])[0])
+
+
+def test_luspo_is_gspo_times_length():
+    """With one clip and both divisors: a row's 1/(N |o|) against 1/(N max_new_tokens)."""
+    recipe = METHODS["luspo"]
+    for seed in range(1, 9):
+        case = random_case(seed, recipe)
+        lengths = case.mask.sum(1, keepdim=True)
+        gspo = pushes(case, replace(recipe, divisor="sequence"))[0]
+        assert_close(pushes(case, recipe)[0], gspo * lengths / case.max_new_tokens, **tight)
+
+
+@pytest.mark.parametrize(("name", "plain"), [("chord", {"divisor": "tokens", "scale": "group"}), ("hpt", {})])
+def test_without_demonstrations_chord_and_hpt_are_plain_rl(name, plain):
+    """hpt where no group is hard; and chord with mu 0, whose demonstrations are there and weigh nothing."""
+    base = replace(METHODS["dr_grpo"], **plain)
+    for seed in range(1, 9):
+        case = random_case(seed, base)
+        assert_close(pushes(case, METHODS[name])[0], pushes(case, base)[0], **tight)
+    recipe = replace(METHODS["chord"], mu=0.0)
+    case = replace(random_case(1, METHODS["luffy"]), R=tensor([[1.0, 0.0, 0.5, 0.0], [0.0, 0.0, 1.0, 1.0]]))
+    rollouts = ~case.is_anchor
+    parts = ("tokens", "mask", "new", "old", "ref", "entropy", "entropy_old", "is_anchor")
+    alone = replace(case, R=case.R[:, :3], S=case.S[:, :3], **{part: getattr(case, part)[rollouts] for part in parts})
+    push, base = pushes(case, recipe)[0], replace(METHODS["dr_grpo"], divisor="tokens", scale="group")
+    assert not push[~rollouts].any()
+    assert_close(push[rollouts], pushes(alone, base)[0], **tight)
+
+
+def test_two_sided_is_grpo_where_no_ratio_is_above_four():
+    case = two_responses()
+    case = replace(case, old=case.new - tensor([[1.0, 1.25, 3.9, 0.5], [3.9, 0.5, 1.25, 1.0]]).log())
+    assert torch.equal(pushes(case, METHODS["two_sided"])[0], pushes(case, METHODS["grpo"])[0])
+
+
+def test_gmpo_is_gspo_while_nothing_clips():
+    case = two_responses()
+    case = replace(case, old=case.new - tensor([[0.1, -0.3, 0.2, 0.0], [0.3, -0.2, 0.1, 0.0]]))
+    gspo = replace(METHODS["gspo"], clip=(0.0, math.inf))
+    assert_close(pushes(case, METHODS["gmpo"])[0], pushes(case, gspo)[0], **tight)
+
+
+# ---------------------------------------------------------------------------------------- PAPER.md's tables, literally
+
+PINNED = {  # baseline, spread, ratio, clip (low, high) or none, divisor
+    "grpo": ("mean", "std", "token", (0.2, 0.2), "sequence"),
+    "dr_grpo": ("mean", "none", "token", (0.2, 0.2), "constant"),
+    "dapo": ("mean", "std", "token", (0.2, 0.28), "tokens"),
+    "gspo": ("mean", "std", "sequence", (3e-4, 4e-4), "sequence"),
+    "cispo": ("mean", "std", "at most 5", None, "tokens"),
+    "rloo": ("others", "none", "one", None, "constant"),
+    "gtpo": ("mean", "none", "token", None, "sequence"),
+    "luffy": ("mean", "none", "token", None, "constant"),
+    "dagrpo_on": ("mean", "none", "token", (0.2, 0.2), "constant"),
+    "dagrpo": ("mean", "none", "token", (0.2, 0.2), "constant"),
+    "sft": ("A = 1", "none", "one", None, "tokens"),  # the mean of -log p over the demonstrations' tokens
+    "reinforce": ("none", "none", "token", (0.2, 0.2), "constant"),
+    "maxrl": ("mean", "mean", "token", (0.2, 0.2), "tokens"),
+    "lite_ppo": ("mean", "std of all R", "token", (0.2, 0.2), "tokens"),
+    "reinforce_pp": ("mean", "std of all R - m", "token", (0.2, 0.2), "tokens"),
+    "rgra": ("mean", "std", "one", None, "sequence"),
+    "luspo": ("mean", "std", "sequence", (2e-3, 2.5e-3), "constant"),
+    "sapo": ("mean", "std", "gate", None, "sequence"),
+    "gmpo": ("mean", "std", "geometric", None, "sequence"),
+    "dppo_tv": ("mean", "none", "at most 20", None, "constant"),
+    "dppo_kl": ("mean", "none", "at most 20", None, "constant"),
+    "two_sided": ("mean", "std", "token", (0.2, 0.2), "sequence"),
+    "deepseek_v32": ("mean", "none", "token", (0.2, 0.2), "sequence"),
+    "top_entropy": ("mean", "std", "token", (0.2, 0.28), "tokens"),
+    "chord": ("mean", "std", "token", (0.2, 0.2), "tokens"),
+    "hpt": ("mean", "none", "token", (0.2, 0.2), "constant"),
 }
+APART = ("chord", "hpt")  # demonstrations are outside the groups
+KL = {"reinforce_pp": "k2", "deepseek_v32": "k3 times the ratio"}  # the others k3
 
 
-def test_methods_has_the_ten_recipes_and_sft():
-    assert METHODS.keys() >= PINNED.keys()
+def test_every_recipe_is_pinned():
+    assert METHODS.keys() == PINNED.keys()
+
+
+def std(values):
+    mean = sum(values) / len(values)
+    return sqrt(sum((x - mean) ** 2 for x in values) / (len(values) - 1)) + 1e-4
+
+
+def slow_advantages(name, case):
+    """B lists of G advantages, by the words of the table. Who is apart has none yet: None."""
+    baseline, spread, *_ = PINNED[name]
+    is_anchor = case.is_anchor.view(case.R.shape).tolist()
+    R = [
+        [None if name in APART and anchor else r for r, anchor in zip(*group, strict=True)]
+        for group in zip(case.R.tolist(), is_anchor, strict=True)
+    ]
+    counted = [[r for r in group if r is not None] for group in R]
+    means = [sum(group) / len(group) for group in counted]
+    every = [r for group in counted for r in group]
+    centred = [r - mean for group, mean in zip(counted, means, strict=True) for r in group]
+    A = []
+    for group, there, mean in zip(R, counted, means, strict=True):
+        row = []
+        for i, r in enumerate(group):
+            if r is None or baseline == "A = 1":
+                row.append(None if r is None else 1.0)
+                continue
+            others = [x for k, x in enumerate(group) if k != i and x is not None]
+            difference = r - {"mean": mean, "others": sum(others) / max(len(others), 1), "none": 0.0}[baseline]
+            if baseline != "none" and len(set(there)) == 1:
+                difference = 0.0
+            if difference and spread != "none":
+                over = {"std": std(there), "mean": mean, "std of all R": std(every), "std of all R - m": std(centred)}
+                difference /= over[spread]
+            row.append(difference)
+        A.append(row)
+    return A
 
 
 def slow_loss(name, case, new, entropy, kl_beta):
     """The loss of a whole update, sequence by sequence and token by token; `new`, `entropy` are lists of scalars."""
-    baseline, std, ratio_kind, clip, divisor = PINNED[name]
+    *_, ratio_kind, clip, divisor = PINNED[name]
     B, G = case.R.shape
     lengths = case.mask.sum(1).tolist()
+    is_anchor = case.is_anchor.tolist()
+    of_rollouts = sum(t for t, anchor in zip(lengths, is_anchor, strict=True) if not anchor)
+    of_anchors = sum(lengths) - of_rollouts
+    shown = [any(is_anchor[b * G : (b + 1) * G]) for b in range(B)]
+    if name == "top_entropy":
+        there = sorted(h for n in range(B * G) for h in case.entropy_old[n, : lengths[n]].tolist())
+        place = 0.8 * (len(there) - 1)
+        k = int(place)
+        quantile = there[k] + (place - k) * (there[min(k + 1, len(there) - 1)] - there[k])
     total = tensor(0.0)
-    for b in range(B):
-        R, S = case.R[b].tolist(), case.S[b].tolist()
+    for b, A in enumerate(slow_advantages(name, case)):
+        S = case.S[b].tolist()
         rows = range(b * G, (b + 1) * G)
-        A = []
-        for i in range(G):
-            others = [R[k] for k in range(G) if baseline == "mean" or k != i]
-            A.append(1.0 if baseline == "none" else R[i] - sum(others) / len(others))
-            if std and len(set(R)) > 1:
-                mean = sum(R) / G
-                A[i] /= sqrt(sum((r - mean) ** 2 for r in R) / (G - 1)) + 1e-4
-        positive, negative = [i for i in range(G) if A[i] > 0], [i for i in range(G) if A[i] < 0]
+        positive, negative = ([i for i in range(G) if A[i] is not None and A[i] * sign > 0] for sign in (1, -1))
         for i, n in enumerate(rows):
             tokens, length = case.tokens[n].tolist(), lengths[n]
             advantage, keep, token_weights = A[i], True, [1.0] * length
+            if advantage is None:
+                advantage = 1.0
             if name in ("dagrpo", "dagrpo_on") and A[i] != 0:  # Eq. 8, 9
                 mine, other = (positive, negative) if A[i] > 0 else (negative, positive)
                 gaps = [(S[i] - S[k]) if A[i] > 0 else (S[k] - S[i]) for k in other]
@@ -249,45 +497,76 @@ def slow_loss(name, case, new, entropy, kl_beta):
                 row_entropy = sum(case.entropy_old[n, :length].tolist()) / length
                 advantage = A[i] - 0.1 * row_entropy
                 keep = case.start_entropy >= ln_2 or row_entropy <= ln_2
-            if ratio_kind == "sequence":
-                mean_log_ratio = sum((new[n][t] - case.old[n, t] for t in range(length)), tensor(0.0)) / length
+            if name == "top_entropy":
+                token_weights = [float(h >= quantile) for h in case.entropy_old[n, :length].tolist()]
+            logs = [new[n][t] - case.old[n, t] for t in range(length)]  # log r
+            if name == "deepseek_v32" and advantage < 0 and sum(-x.item() for x in logs) / length > 0.5:
+                keep = False
+            if ratio_kind == "geometric":  # each clipped on A's side
+                bound = (
+                    (lambda x: x if x.item() < 0.4 else tensor(0.4))
+                    if advantage > 0
+                    else (lambda x: x if x.item() > -0.4 else tensor(-0.4))
+                )
+                logs = [bound(x) for x in logs]
+            row_ratio = (sum(logs, tensor(0.0)) / length).exp()
             for t in range(length):
-                lp = new[n][t]
-                if case.is_anchor[n]:
-                    if name == "sft":
-                        term = lp * advantage
-                    else:
-                        ratio = (lp - lp.detach()).exp() if name == "dagrpo" else lp.exp() / (lp.exp() + 0.1)
-                        term = ratio * advantage
+                lp, over = new[n][t], None
+                if is_anchor[n]:
+                    p = lp.exp()
+                    term = advantage * {
+                        "sft": lambda lp, p: lp,
+                        "hpt": lambda lp, p: lp,
+                        "dagrpo": lambda lp, p: (lp - lp.detach()).exp(),
+                        "luffy": lambda lp, p: p / (p + 0.1),
+                        "chord": lambda lp, p: (p * (1 - p)).item() * lp,
+                    }[name](lp, p)
                 elif ratio_kind == "one":
                     term = advantage * lp
-                elif ratio_kind == "cispo":
-                    term = min((lp - case.old[n, t]).exp().item(), 5.0) * advantage * lp
+                elif ratio_kind.startswith("at most"):
+                    term = min(logs[t].exp().item(), float(ratio_kind.split()[-1])) * advantage * lp
+                elif ratio_kind == "gate":
+                    tau = 1.0 if advantage > 0 else 1.05
+                    term = advantage * 4 / tau / (1 + (-tau * (logs[t].exp() - 1)).exp())
                 else:
-                    ratio = mean_log_ratio.exp() if ratio_kind == "sequence" else (lp - case.old[n, t]).exp()
+                    ratio = row_ratio if ratio_kind in ("sequence", "geometric") else logs[t].exp()
                     term = ratio * advantage
+                    if name == "two_sided" and advantage < 0 and ratio.item() > 4:
+                        term = tensor(4 * advantage)
                     if clip:
                         bounded = min(max(ratio.item(), 1 - clip[0]), 1 + clip[1]) * advantage
                         term = term if term.item() <= bounded else tensor(bounded)
+                if name.startswith("dppo"):
+                    p, q = lp.exp().item(), case.old[n, t].exp().item()
+                    far = abs(p - q) > 0.15
+                    if name == "dppo_kl":
+                        far = q * log(q / p) + (1 - q) * log((1 - q) / (1 - p)) > 0.05
+                    term = tensor(0.0) if far and (p > q) == (advantage > 0) else term
                 term = term if keep else tensor(0.0)
                 if name == "luffy":
                     term = term + 0.001 * entropy[n][t]
-                if kl_beta and not case.is_anchor[n]:
-                    log_ratio = case.ref[n, t] - lp
-                    term = term - kl_beta * (log_ratio.exp() - log_ratio - 1)
-                term = term * token_weights[t]  # GTPO's is part of Update.weight, so it falls on a KL term too
+                if kl_beta and not is_anchor[n]:
+                    d = case.ref[n, t] - lp
+                    ratio = (lp - case.old[n, t]).exp()
+                    kls = {"k2": d * d / 2, "k3 times the ratio": ratio * (d.exp() - d - 1)}
+                    term = term - kl_beta * kls.get(KL.get(name), d.exp() - d - 1)
+                term = term * token_weights[t]  # part of Update.weight, so it falls on a KL term too
                 over = {"constant": B * G * case.max_new_tokens, "sequence": B * G * length, "tokens": sum(lengths)}
-                total = total - term / over[divisor]
+                if name in APART:  # (1 - mu) rollouts + mu demonstrations, group by group
+                    mu = {"chord": 0.1, "hpt": 1.0}[name]
+                    over["tokens"] = of_rollouts
+                    share = (1 - mu if shown[b] else 1.0) / over[divisor]
+                    total = total - term * (mu * sum(shown) / B / of_anchors if is_anchor[n] else share)
+                else:
+                    total = total - term / over[divisor]
     return total
 
 
 @every_recipe
 @pytest.mark.parametrize("kl_beta", [0.0, 0.05])
 def test_the_gradient_is_that_of_the_slow_loop(name, kl_beta):
-    if name not in PINNED:
-        pytest.skip("a recipe that PAPER.md does not pin")
     recipe = METHODS[name]
-    gradients = []
+    gradients, bounded = [], set()
     for seed in range(15):
         case = random_case(seed, recipe)
         new, entropy = (
@@ -301,7 +580,15 @@ def test_the_gradient_is_that_of_the_slow_loop(name, kl_beta):
         slow = torch.stack(slow).view(2, *case.new.shape) if slow else torch.zeros(2, *case.new.shape)
         assert_close(torch.stack(pushes(case, recipe, kl_beta=kl_beta)), -slow, **tight)
         gradients.append(slow[0])
+        update = update_of(case, recipe)
+        clipped = surrogate(case.new, update, recipe)[1]
+        signs = update.advantages.sign()[:, None].expand_as(clipped)
+        sampled = update.mask & (update.keep & ~update.is_anchor)[:, None]
+        bounded |= set(zip(signs[sampled].tolist(), clipped[sampled].tolist(), strict=True))
     assert (torch.stack(gradients) != 0).any()
+    if recipe.rollouts and recipe.clip != (0, math.inf):
+        signs = (1.0,) if recipe.baseline == "none" else (1.0, -1.0)  # reinforce has no A below 0
+        assert bounded >= {(sign, clipped) for sign in signs for clipped in (True, False)}, "both sides of every bound"
 
 
 def test_dagrpos_gradient_is_eq_13_assembled_from_each_responses_own():

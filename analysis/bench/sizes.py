@@ -1,6 +1,6 @@
 """Memory and time of a training step by model size and length, computed from the formula below.
 
-W weights, of which U are trained: all, or LoRA's beside a frozen base of 2 bytes a weight; a bytes an activation, 4 in
+W weights, of which U are trained: all, or LoRA's on a frozen base of 2 bytes a weight; a bytes an activation, 4 in
 fp32, 2 in bf16; N rows of P + T tokens; micro-batches of M tokens; L layers of width d, of which an MLP has f and keys
 and values k each.
 
@@ -36,13 +36,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
-from analysis.bench import step
-from analysis.bench.growth import Point
+from analysis.bench.growth import GrowthPoint
+from analysis.bench.step import Case, measure
 from analysis.saved import read_rows
+from analysis.stats import markdown
 from fast.learning import LOGITS_AT_ONCE
 from harness.console import Parser, fail, first_line
 from harness.warm_start import build_tokenizer
@@ -165,25 +167,21 @@ def measured(name: str, s: Setting, found: list[dict[str, Any]]) -> dict[str, An
     return next((line for line in found if {"model": name, **asdict(s)}.items() <= line.items()), None)
 
 
-def table(found: list[dict[str, Any]]) -> str:
-    """Markdown: the lines of ON_GPU computed, and beside them what `found` has measured of them."""
-    lines = [
-        "| model | weights | B x G | P + T | trained | memory, GB | sampling, s | learner, s |",
-        "| --- " * 8 + "|",
-    ]
+def sizes_table(found: list[dict[str, Any]]) -> str:
+    """Markdown: the lines of ON_GPU computed, with what `found` has measured of them."""
+    lines = []
     for name, s in ON_GPU:
         shape = SHAPES[name]
-        trained = f"LoRA {s.lora_rank}" if s.lora_rank else "all"
-        trained += ", checkpointing" if s.checkpointing else ""
+        trained = (f"LoRA {s.lora_rank}" if s.lora_rank else "all") + (", checkpointing" if s.checkpointing else "")
         took = seconds(shape, s, GPU)
         gb = peak(memory(shape, s, GPU.activation_bytes)) / 1e9
         cells = [f"{gb:.0f}", f"{took['sampling']:.1f}", f"{took['learner']:.1f}"]
         if line := measured(name, s, found):
             there = (line["peak_gb"], line["rollout"], line["learner"])
             cells = [f"{cell}; {x:.1f}" for cell, x in zip(cells, there, strict=True)]
-        rows = f"{s.prompts} x {s.group_size} | {s.prompt_tokens} + {s.new_tokens}"
-        lines.append(f"| {name} | {shape.weights / 1e9:.2f} B | {rows} | {trained} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows, tokens = f"{s.prompts} x {s.group_size}", f"{s.prompt_tokens} + {s.new_tokens}"
+        lines.append([name, f"{shape.weights / 1e9:.2f} B", rows, tokens, trained, *cells])
+    return markdown(["model", "weights", "B x G", "P + T", "trained", "memory, GB", "sampling, s", "learner, s"], lines)
 
 
 # ---------------------------------------------------------------------------------------- measured
@@ -225,8 +223,8 @@ def measure_on_gpu() -> Iterator[dict[str, Any]]:
                 random_model(shape, folder)
                 torch.cuda.empty_cache()
             warm = int(s.new_tokens <= 1024)  # of minutes, what a first step takes longer is little
-            case = step.Case(str(folder), **asdict(s), whole=True, warm=warm, steps=1)
-            yield {"model": name, "gpu": torch.cuda.get_device_name()} | asdict(s) | step.measure(case)
+            case = Case(str(folder), **asdict(s), whole=True, warm=warm, steps=1)
+            yield {"model": name, "gpu": torch.cuda.get_device_name()} | asdict(s) | measure(case)
 
 
 def over_computed_on_gpu(found: list[dict[str, Any]]) -> list[float]:
@@ -237,10 +235,10 @@ def over_computed_on_gpu(found: list[dict[str, Any]]) -> list[float]:
     ]
 
 
-def over_computed(points: list[Point]) -> list[float]:
+def over_computed(points: pd.DataFrame) -> list[float]:
     """Peak memory of analysis.bench.growth's processes on SmolLM2, over the formula's."""
     ratios = []
-    for p in points:
+    for p in points.itertuples():
         tokens = min(p.micro_batch_tokens, p.prompt_tokens + p.group_size * p.new_tokens)  # of one prompt
         setting = Setting(1, p.group_size, p.prompt_tokens, p.new_tokens, tokens)
         ratios.append(1e9 * p.peak_gb / peak(memory(SHAPES["SmolLM2-135M"], setting, activation_bytes=4)))
@@ -272,8 +270,8 @@ def main(argv: list[str] | None = None) -> None:
     if not on_gpu:
         fail(f"{path} holds no line of the table: none fits this GPU, or another program has written it")
     print("One GPU, micro-batches of 16,384 tokens, all rows with signal. First number: computed;")
-    print(f"second: measured on {found[0]['gpu']}, random weights.\n\n{table(found)}")
-    on_cpu = over_computed(read_rows(Point, Path(args.growth)))
+    print(f"second: measured on {found[0]['gpu']}, random weights.\n\n{sizes_table(found)}")
+    on_cpu = over_computed(read_rows(GrowthPoint, Path(args.growth)))
     print("\nMeasured over computed memory:")
     for where, ratios in (("on the GPU", on_gpu), ("on a CPU", on_cpu)):
         print(f"{where}, {len(ratios)} cases: {min(ratios):.2f} to {max(ratios):.2f}")

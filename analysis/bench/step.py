@@ -1,4 +1,4 @@
-"""How fast, and how small: a step of this project beside a step of TRL's GRPOTrainer, measured in one go.
+"""How fast, and how small: a step of this project and a step of TRL's GRPOTrainer, measured in turn.
 
 Same model, prompts, group size, response length, precision and setting of gradient checkpointing; a process for each,
 one after the other, several rounds in turn, medians and ratios. What differs, and is the point:
@@ -10,7 +10,7 @@ Rewards and scores are given by the benchmark, so that these shares are exact; h
 run keeps is in its metrics.csv (kept_rows). TRL runs the N rows of a step at once, this project in micro-batches of
 --micro-batch-tokens. TRL's time for sampling contains its rewards, ours rewards, scores and masks.
 
-Beside the ratios: sampling against plain `generate` of the same prompts, and the share of the machine's limits that is
+Besides the ratios: sampling against plain `generate` of the same prompts, and the share of the machine's limits that is
 used: of the rate of large matrix products in the learner, of the memory's bandwidth in decoding.
 
     python -m analysis.bench.step                               the built-in task
@@ -161,7 +161,7 @@ def learner_work(policy: Policy, pool: list[tasks.Problem], rollouts: Rollouts, 
 
 
 def plain_generate(case: Case) -> dict[str, float]:
-    """`generate` of every prompt G times, with the sampling of sample_groups, beside sample_groups itself."""
+    """`generate` of every prompt G times, with the sampling of sample_groups, and sample_groups itself."""
     policy = load_policy(find_start(case.model), bf16=case.bf16)
     policy.tokenizer.chat_template = None
     pool = [tasks.Problem(question, "0", "", "1") for question in questions(policy, case)]
@@ -327,7 +327,7 @@ def machine_share(case: Case, whole: dict[str, dict[str, float]]) -> dict[str, f
     return rates | {"decoding_ms_a_step": 1e3 / steps}
 
 
-def table(result: dict[str, Any], rows: int) -> str:
+def bench_table(result: dict[str, Any], rows: int) -> str:
     lines = [f"{'':26s}{'s a step':>9s}{'sampling':>9s}{'learner':>9s}{'sampled':>9s}{'learned':>9s}{'peak':>7s}"]
     lines.append(f"{'':26s}{'':9s}{'s':>9s}{'s':>9s}{'tokens/s':>9s}{'tokens/s':>9s}{'GB':>7s}")
     names = {"trl": "TRL", "all": "here, all rows", "kept": "here, kept rows"}
@@ -393,7 +393,7 @@ def main(argv: list[str] | None = None) -> None:
         rounds.append({who: measure(replace(case, who=who)) for who in CHILDREN})
         if args.json:  # as it goes
             write(case, rounds, Path(args.json))
-    print(table(write(case, rounds, args.json and Path(args.json)), case.prompts * case.group_size))
+    print(bench_table(write(case, rounds, args.json and Path(args.json)), case.prompts * case.group_size))
 
 
 def write(case: Case, rounds: list[dict[str, dict[str, float]]], path: Path | None) -> dict[str, Any]:

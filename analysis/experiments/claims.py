@@ -10,75 +10,66 @@ C7 compares no methods: its effect is minus the correlation, within the groups o
                      tenth of a decade of gradient norm, 0.02 nats, 1 token, a correlation of 0.1
     undecided        neither
 
-The baseline is dr_grpo, which is GRPO as section 6 of the paper has it; the same against grpo stands below it and is
-not part of the verdict. C5 says two things, and holds only if both do.
+The baseline is dr_grpo, which is GRPO as section 6 of the paper has it; the same against grpo is shown below it
+and is not part of the verdict. C5 says two things, and holds only if both do.
 
     python -m analysis.experiments.claims    both tables, from runs.csv and conflict_seeds.csv in results/experiments
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from scipy.stats import t as student
+import numpy as np
+import pandas as pd
 
-from analysis.experiments.conflict_seeds import Point, c7_by_seed
-from analysis.experiments.grid import read_runs
+from analysis.experiments.conflict_seeds import SeedPoint, c7_by_seed
+from analysis.experiments.grid import RUNS_CSV, read_table
 from analysis.saved import read_rows
-from analysis.table import signed_interval, t_interval
+from analysis.stats import markdown, signed_interval, t_interval, t_test
 from harness.console import Parser
 
-LEVELS = ("level 1", "level 2", "level 3", "level 4", "level 5")
+LEVELS = ["level 1", "level 2", "level 3", "level 4", "level 5"]
 BASELINE = "dr_grpo"
 STAGES = ("main", "after_sft", "controls", "others")  # what else there is are settings: ablations.py shows them
 CLAIMS = 7  # of Holm's correction
 C7 = "C7"  # the column of a run that conflict_seeds.csv gives
 
-Record = dict[str, float | None]  # a run: column -> figure
-Table = dict[str, dict[int, Record]]  # label -> seed -> run
+Effect = Callable[..., pd.Series]  # runs of each label, their index the seed -> by how much the claim is right, by seed
 
 
 @dataclass(frozen=True)
 class Claim:
-    """`effect` of one seed's runs, those of `labels` in order; above 0 is what the claim says."""
+    """`effect` of the runs of `labels`, in order; above 0 is what the claim says."""
 
     name: str
     text: str
     labels: tuple[str, ...]
-    effect: Callable[..., float | None]
+    effect: Effect
     worth: float
     unit: str
 
 
-def difference(column: str) -> Callable[[Record, Record], float | None]:
-    def effect(one: Record, other: Record) -> float | None:
-        a, b = one.get(column), other.get(column)
-        return None if a is None or b is None else a - b
-
-    return effect
+def difference(column: str) -> Effect:
+    return lambda one, other: one[column] - other[column]  # by seed: NaN where one of them has no run
 
 
-def hard_more_than_easy(one: Record, other: Record) -> float | None:
+def hard_more_than_easy(one: pd.DataFrame, other: pd.DataFrame) -> pd.Series:
     """Gain on levels 4 and 5, minus gain on levels 1 and 2."""
-    gains = [one[level] - other[level] for level in LEVELS]
-    return (gains[3] + gains[4] - gains[0] - gains[1]) / 2
+    gains = one[LEVELS] - other[LEVELS]
+    return (gains["level 4"] + gains["level 5"] - gains["level 1"] - gains["level 2"]) / 2
 
 
-def decades_below(column: str) -> Callable[[Record, Record], float | None]:
-    """By how many powers of ten the baseline's figure is above the method's."""
+def decades_below(column: str) -> Effect:
+    """By how many powers of ten the baseline's figure is above the method's; NaN where one is 0."""
 
-    def effect(one: Record, other: Record) -> float | None:
-        a, b = one.get(column), other.get(column)
-        return math.log10(b) - math.log10(a) if a and b else None
+    def effect(one: pd.DataFrame, other: pd.DataFrame) -> pd.Series:
+        ratio = other[column] / one[column]
+        return np.log10(ratio.where((ratio > 0) & np.isfinite(ratio)))
 
     return effect
-
-
-def minus(x: float | None) -> float | None:
-    return None if x is None else -x
 
 
 def claims(baseline: str) -> list[Claim]:
@@ -92,12 +83,12 @@ def claims(baseline: str) -> list[Claim]:
         Claim("C5", "entropy is preserved", ("dagrpo", baseline), difference("entropy last"), 0.02, "nats"),
         Claim("C5", "responses are longer", ("dagrpo", baseline), difference("response_length last"), 1.0, "tokens"),
         Claim("C6", "out of distribution it is better", ("dagrpo", baseline), difference("ood mean"), 0.02, accuracy),
-        Claim("C7", "pairs of like score conflict", ("dr_grpo",), lambda run: minus(run.get(C7)), 0.1, "correlation"),
+        Claim("C7", "pairs of like score conflict", ("dr_grpo",), lambda runs: -runs[C7], 0.1, "correlation"),
     ]
 
 
 def further() -> list[Claim]:
-    """Asked beside the claims, to understand them: controls, and what else the runs tell."""
+    """Asked with the claims, to understand them: controls, and what else the runs show."""
     accuracy = "accuracy"
     return [
         Claim("", "RL improves its start", ("dr_grpo", "warm start"), difference("mean"), 0.02, accuracy),
@@ -120,21 +111,22 @@ class Answer:
     claim: Claim
     seeds: int
     mean: float
-    half: float | None  # of the 95 % interval
+    half: float  # of the 95 % interval
     p: float  # two-sided, not corrected
 
 
-def answer(claim: Claim, table: Table) -> Answer | None:
+def answer(claim: Claim, runs: pd.DataFrame) -> Answer | None:
     """None where fewer than two seeds have all the runs that it needs."""
-    runs = [table.get(label, {}) for label in claim.labels]
-    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in runs)))
-    effects = [e for seed in seeds if (e := claim.effect(*(by_seed[seed] for by_seed in runs))) is not None]
+    parts = [by_seed(runs, label) for label in claim.labels]
+    effects = [] if any(part.empty for part in parts) else claim.effect(*parts).dropna()
     if len(effects) < 2:
         return None
-    mean, half = t_interval(effects)
-    spread = half / float(student.ppf(0.975, len(effects) - 1))  # the standard error
-    p = 2 * float(student.sf(abs(mean) / spread, len(effects) - 1)) if spread else float(mean == 0)
-    return Answer(claim, len(effects), mean, half, p)
+    mean, half, p = map(float, t_test(effects))
+    return Answer(claim, len(effects), mean, half, 1.0 if np.isnan(p) else p)  # NaN: all effects are 0
+
+
+def by_seed(runs: pd.DataFrame, label: str) -> pd.DataFrame:
+    return runs[runs["label"] == label].set_index("seed").sort_index()
 
 
 def holm(ps: dict[str, float], tests: int) -> dict[str, float]:
@@ -159,94 +151,68 @@ def verdict(answers: list[Answer], p: float) -> str:
     return "undecided"
 
 
-def show(table: Table) -> str:
-    """The claims as a table in Markdown, with dr_grpo as GRPO; below, without verdict, with grpo, and what is further.
+def claims_table(runs: pd.DataFrame) -> str:
+    """The claims in Markdown, with dr_grpo as GRPO; below, without verdict, with grpo, and what is further.
 
     p in brackets is not corrected.
     """
-    lines = ["| claim | compared | seeds | effect [95 % interval] | p (Holm) | verdict |", "| --- " * 6 + "|"]
     parts: dict[str, list[Answer]] = {}  # a claim's name -> its parts
     for claim in claims(BASELINE):
-        if found := answer(claim, table):
+        if found := answer(claim, runs):
             parts.setdefault(claim.name, []).append(found)
     corrected = holm({name: max(a.p for a in answers) for name, answers in parts.items()}, CLAIMS)
+    lines = []
     for name, answers in parts.items():
         answered = verdict(answers, corrected[name])
         lines += [line(a, f"{corrected[name]:.3f}", answered) for a in answers]
-    beside = [claim for claim in claims("grpo") if "grpo" in claim.labels] + further()
-    lines += [line(a, f"({a.p:.3f})", "") for claim in beside if (a := answer(claim, table))]
-    return "\n".join(lines)
+    more = [claim for claim in claims("grpo") if "grpo" in claim.labels] + further()
+    lines += [line(a, f"({a.p:.3f})", "") for claim in more if (a := answer(claim, runs))]
+    return markdown(["claim", "compared", "seeds", "effect [95 % interval]", "p (Holm)", "verdict"], lines)
 
 
-def means(table: Table) -> str:
+def line(a: Answer, p: str, answered: str) -> list[str]:
+    effect = f"{signed_interval((a.mean, a.half), digits=1 if a.claim.unit == 'tokens' else 3)} {a.claim.unit}"
+    return [f"{a.claim.name} {a.claim.text}".strip(), " - ".join(a.claim.labels), str(a.seeds), effect, p, answered]
+
+
+def means_table(runs: pd.DataFrame) -> str:
     """Greedy accuracy of every label, mean over its seeds: the paper's Table 1 in small, in Markdown.
 
     Every seed has a start of its own, and some labels have fewer seeds: so they are ranked, best and second best of a
     column, by their difference to the baseline at the same seeds. That of the mean and of ood is shown, with its 95 %
     interval. Labels with fewer than three seeds are left out.
     """
-    columns = {**{level: level.removeprefix("level ") for level in LEVELS}, "mean": "mean", "ood mean": "ood"}
-    heads = ["method", "seeds", "responses", *columns.values(), f"mean - {BASELINE}", f"ood - {BASELINE}"]
-    shown = {label: by_seed for label, by_seed in table.items() if len(by_seed) > 2}
-    gaps = {
-        label: {c: paired(by_seed, table.get(BASELINE, {}), c) for c in columns} for label, by_seed in shown.items()
-    }
-    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-    for label, by_seed in shown.items():
-        cells = [label, str(len(by_seed)), f"{average(by_seed, 'responses'):.0f}"]
-        for column in columns:
-            better = sum(gap[column][0] > gaps[label][column][0] for gap in gaps.values())
-            mark = ("**", "*", "")[min(better, 2)]
-            cells.append(f"{mark}{average(by_seed, column):.3f}{mark}")
-        for column in ("mean", "ood mean"):
-            cells.append("" if label == BASELINE else signed_interval(gaps[label][column]))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    columns, baseline = [*LEVELS, "mean", "ood mean"], by_seed(runs, BASELINE)
+    shown = {label: by_seed(runs, label) for label in runs["label"].unique()}
+    shown = {label: mine for label, mine in shown.items() if len(mine) > 2}
+    gaps = {label: (mine[columns] - baseline[columns]).dropna(how="all") for label, mine in shown.items()}
+    gaps = {label: gap if len(gap) else shown[label][columns] for label, gap in gaps.items()}  # no seed in common
+    ranks = pd.DataFrame({label: gap.mean() for label, gap in gaps.items()}).rank(axis=1, method="min", ascending=False)
+    lines = []
+    for label, mine in shown.items():
+        marks = [{1: "**", 2: "*"}.get(rank, "") for rank in ranks[label]]
+        cells = [f"{mark}{mine[column].mean():.3f}{mark}" for mark, column in zip(marks, columns, strict=True)]
+        ends = [signed_interval(t_interval(gaps[label][column])) for column in ("mean", "ood mean")]
+        cells += ["", ""] if label == BASELINE else ends
+        lines.append([label, str(len(mine)), f"{mine['responses'].fillna(0).mean():.0f}", *cells])
+    heads = ["method", "seeds", "responses", *(level.removeprefix("level ") for level in LEVELS), "mean", "ood"]
+    return markdown([*heads, f"mean - {BASELINE}", f"ood - {BASELINE}"], lines)
 
 
-def average(by_seed: dict[int, Record], column: str) -> float:
-    return sum(run[column] or 0.0 for run in by_seed.values()) / len(by_seed)
-
-
-def paired(one: dict[int, Record], other: dict[int, Record], column: str) -> tuple[float, float | None]:
-    """Mean and half-width of the difference over the seeds that both have; of `one` alone where they share none."""
-    seeds = sorted(set(one) & set(other)) or sorted(one)
-    return t_interval([one[seed][column] - (other[seed][column] if seed in other else 0.0) for seed in seeds])
-
-
-def line(a: Answer, p: str, verdict: str) -> str:
-    effect = f"{signed_interval((a.mean, a.half), digits=1 if a.claim.unit == 'tokens' else 3)} {a.claim.unit}"
-    compared = " - ".join(a.claim.labels)
-    return f"| {f'{a.claim.name} {a.claim.text}'.strip()} | {compared} | {a.seeds} | {effect} | {p} | {verdict} |"
-
-
-def read(path: Path) -> Table:
-    """runs.csv of analysis.experiments.grid: the runs of every label, by seed."""
-    table: Table = {}
-    for row in read_runs(path):
-        if row["stage"] in STAGES:
-            figures = {name: x for name, x in row.items() if name not in ("stage", "label", "method")}
-            table.setdefault(row["label"], {})[row["seed"]] = figures
-    return table
-
-
-def add_conflict(table: Table, path: Path) -> None:
-    """C7's figure of dr_grpo's runs, from conflict_seeds.csv; nothing where there is no such file."""
-    if path.exists():
-        for seed, found in c7_by_seed(read_rows(Point, path), "dr_grpo").items():
-            table.get("dr_grpo", {}).setdefault(seed, {})[C7] = found
+def read(path: Path) -> pd.DataFrame:
+    """The runs that claims are about, with C7's figure from conflict_seeds.csv, if the folder has that too."""
+    runs, beside = read_table(path), path.with_name("conflict_seeds.csv")
+    c7 = c7_by_seed(read_rows(SeedPoint, beside), "dr_grpo") if beside.exists() else {}
+    runs[C7] = runs["seed"].map(c7).where(runs["label"] == "dr_grpo").astype(float)
+    return runs[runs["stage"].isin(STAGES)]
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.experiments.claims", description=__doc__)
-    parser.add_argument(
-        "--runs", default="results/experiments/runs.csv", metavar="FILE", help="of analysis.experiments.grid"
-    )
-    args = parser.parse_args(argv)
-    table = read(Path(args.runs))
-    add_conflict(table, Path(args.runs).with_name("conflict_seeds.csv"))
+    parser.add_argument("--runs", default=RUNS_CSV, metavar="FILE", help="of analysis.experiments.grid")
+    runs = read(Path(parser.parse_args(argv).runs))
     print("Greedy accuracy by level, mean over seeds; bold: best, italic: second best, of the paired differences\n")
-    print(means(table) + "\n\n" + show(table))
+    print(f"{means_table(runs)}\n\n{claims_table(runs)}")
 
 
 if __name__ == "__main__":

@@ -19,20 +19,22 @@ Writes into --out: conflict_seeds.csv (a row a policy and figure), conflict_seed
 from __future__ import annotations
 
 import os
-import shlex
 import sys
+from argparse import Namespace
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.conflict_points import Point as Found
+from analysis.conflict_points import ConflictPoint
 from analysis.curves import style
 from analysis.experiments.grid import call, side_by_side, start_of
 from analysis.gradients import MASKS, ROLLOUTS
-from analysis.saved import read_rows, write_rows
-from analysis.table import signed_interval, t_interval
+from analysis.saved import draw_figure, read_rows, write_rows
+from analysis.stats import markdown, signed_interval, t_interval
 from harness.console import Parser, fail
 
 SEEDS, METHODS, STEPS = range(5), ("dr_grpo", "dagrpo_on", "dagrpo"), (20, 40, 60)
@@ -48,7 +50,7 @@ NAMES = {  # figure -> panel, setup and name of conflict.csv
 
 
 @dataclass(frozen=True)
-class Point:
+class SeedPoint:
     """A row of conflict_seeds.csv: one figure of one policy."""
 
     method: str
@@ -87,41 +89,39 @@ def measure(root: Path, workers: int) -> None:
     side_by_side(works, "policies", workers)
 
 
-def gather(root: Path) -> list[Point]:
+def gather(root: Path) -> pd.DataFrame:
+    """The SeedPoints of all policies."""
     points = []
     for method, step, seed in policies(root):
-        rows = read_rows(Found, folder_of(root, method, step, seed) / "conflict.csv")
-        here = {(row.panel, row.setup, row.name): row.mean for row in rows if row.level == "all"}
-        there = [(name, here[where]) for name, where in NAMES.items() if where in here]
-        points += [Point(method, step, seed, name, value) for name, value in there]
-    return points
+        rows = read_rows(ConflictPoint, folder_of(root, method, step, seed) / "conflict.csv")
+        here = rows[rows["level"] == "all"].set_index(["panel", "setup", "name"])["mean"]
+        points += [SeedPoint(method, step, seed, name, here[where]) for name, where in NAMES.items() if where in here]
+    return pd.DataFrame(points)
 
 
-def c7_by_seed(points: list[Point], method: str) -> dict[int, float]:
-    """Seed -> the correlation within groups, mean over the steps of training."""
-    trained = [p for p in points if (p.method, p.name) == (method, WITHIN)]
-    by_seed = {seed: [p.value for p in trained if p.seed == seed] for seed in sorted({p.seed for p in trained})}
-    return {seed: sum(found) / len(found) for seed, found in by_seed.items()}
+def c7_by_seed(points: pd.DataFrame, method: str) -> pd.Series:
+    """The correlation within groups of each seed (the index), mean over the steps of training."""
+    return points[(points["method"] == method) & (points["name"] == WITHIN)].groupby("seed")["value"].mean()
 
 
-def values(points: list[Point], method: str, step: int, name: str) -> list[float]:
+def values(points: pd.DataFrame, method: str, step: int, name: str) -> np.ndarray:
     """Over seeds."""
-    return [p.value for p in points if (p.method, p.step, p.name) == (method, step, name)]
+    here = (points["method"] == method) & (points["step"] == step) & (points["name"] == name)
+    return points.loc[here, "value"].to_numpy()
 
 
-def table(points: list[Point]) -> str:
+def seeds_table(points: pd.DataFrame) -> str:
     """Markdown: the mean over seeds with its 95 % interval; and what the mask changes, paired."""
-    mask, chance = (f"net {MASKS[-1]}", f"net {MASKS[1]}")
-    heads = [WITHIN, ALL, "net share", "Eq. 8-9 minus none", "Eq. 8-9 minus random", "net share, batch"]
-    lines = [f"| policy | {' | '.join(heads)} |", "| --- " * (1 + len(heads)) + "|"]
-    for method, step in dict.fromkeys((p.method, p.step) for p in points):
+    none, chance, mask = (f"net {name}" for name in MASKS)
+    heads = ["policy", WITHIN, ALL, "net share", "Eq. 8-9 minus none", "Eq. 8-9 minus random", "net share, batch"]
+    lines = []
+    for (method, step), _ in points.groupby(["method", "step"], sort=False):
         found = {name: values(points, method, step, name) for name in NAMES}
-        none = found[f"net {MASKS[0]}"]
-        gains = [[a - b for a, b in zip(found[mask], other, strict=True)] for other in (none, found[chance])]
-        columns = [found[WITHIN], found[ALL], none, *gains, found[f"net batch {MASKS[0]}"]]
+        columns = [found[WITHIN], found[ALL], found[none], found[mask] - found[none], found[mask] - found[chance]]
+        columns.append(found[f"net batch {MASKS[0]}"])
         name = method if method == START else f"{method}, step {step}"
-        lines.append(f"| {name} | {' | '.join(signed_interval(t_interval(of)) for of in columns)} |")
-    return "\n".join(lines)
+        lines.append([name, *(signed_interval(t_interval(column)) for column in columns)])
+    return markdown(heads, lines)
 
 
 PANELS = {  # figure -> title, unit
@@ -131,17 +131,17 @@ PANELS = {  # figure -> title, unit
 }
 
 
-def draw(points: list[Point]) -> Figure:
+def draw_seeds(points: pd.DataFrame) -> Figure:
     """Against the step, mean and interval over seeds; all methods begin at the warm start."""
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     axes = figure.subplots(1, len(PANELS))
     for ax, (name, (title, unit)) in zip(axes, PANELS.items(), strict=True):
         for i, method in enumerate(METHODS):
             steps = [(START, 0), *((method, step) for step in STEPS)]
-            found = [t_interval(values(points, *where, name)) for where in steps]
+            means, halves = zip(*(t_interval(values(points, *where, name)) for where in steps), strict=True)
             look = style(i, len(steps)) | {"marker": "os^"[i], "markevery": 1}
             xs = [step + (i - 1) * 0.8 for _, step in steps]  # side by side, or their bars hide each other
-            ax.errorbar(xs, [m for m, _ in found], [half or 0.0 for _, half in found], capsize=3, label=method, **look)
+            ax.errorbar(xs, means, np.nan_to_num(halves), capsize=3, label=method, **look)
         ax.set(xlabel="step", ylabel=unit)
         ax.set_title(title, fontsize=10)
         ax.grid(alpha=0.3)
@@ -150,50 +150,36 @@ def draw(points: list[Point]) -> Figure:
     return figure
 
 
-def caption(argv: list[str], out: Path) -> str:
-    again = shlex.join(
-        ["python", "-m", "analysis.experiments.conflict_seeds", "--from-csv", str(out / "conflict_seeds.csv")]
-    )
-    return f"""\
+CAPTION = f"""\
 Five training seeds, each from a warm start of its own; {PROBLEMS} prompts of each level and policy, groups of 8, exact
 gradients of all parameters. Left: Spearman correlation of score gap and cosine of the gradients of a right and a wrong
 response, mean over groups; C7 says that it is below 0. Middle: net share |v+ + v-| / (|v+| + |v-|) of groups (Eq. 5).
 Right: the same of v+ and v- summed over 16 prompts. 1: nothing cancels. Bars: 95 % t-interval of the mean over seeds;
-lines stand side by side so that bars can be seen.
-
-drawn by:    {shlex.join(["python", "-m", "analysis.experiments.conflict_seeds", *argv])}
-drawn again: {again}
-"""
+lines are moved apart so that bars can be seen."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    parser = Parser(prog="python -m analysis.experiments.conflict_seeds", description=__doc__)
-    parser.add_argument(
-        "--root", default="runs/experiments", metavar="DIR", help="the runs of analysis.experiments.grid"
-    )
-    parser.add_argument("--out", metavar="DIR", help="where to write [--root; of --from-csv: beside the CSV]")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), metavar="N", help="policies at once, a core each"
-    )
-    parser.add_argument("--from-csv", metavar="FILE", help="draw this conflict_seeds.csv, and measure nothing")
-    args = parser.parse_args(argv)
-    if args.workers < 1:
-        fail(f"--workers must be at least 1, not {args.workers}")
-    source, root = args.from_csv and Path(args.from_csv), Path(args.root).resolve()
-    out = Path(args.out or (source.parent if source else root))
-    if not source:
-        measure(root, args.workers)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not source:
-            write_rows(gather(root), out / "conflict_seeds.csv")
-            (out / "conflict_seeds.txt").write_text(caption(argv, out), encoding="utf-8")
-        points = read_rows(Point, source or out / "conflict_seeds.csv")
-        draw(points).savefig(out / "conflict_seeds.png", dpi=100)
-    except OSError as error:
-        fail(f"--out {out}: cannot be written ({error.strerror}); choose another folder")
-    print(table(points))
+    parser, cores = Parser(prog="python -m analysis.experiments.conflict_seeds", description=__doc__), os.cpu_count()
+    runs = "the runs of analysis.experiments.grid"
+    parser.add_argument("--root", default="runs/experiments", metavar="DIR", help=runs)
+    parser.add_argument("--workers", type=int, default=cores, metavar="N", help="policies at once, a core each")
+
+    def check(args: Namespace) -> tuple[Path, int]:
+        if args.workers < 1:
+            fail(f"--workers must be at least 1, not {args.workers}")
+        return Path(args.root).resolve(), args.workers
+
+    def write(asked: tuple[Path, int], path: Path) -> str:
+        measure(*asked)
+        write_rows(gather(asked[0]), path)
+        return CAPTION
+
+    def redraw(source: Path, out: Path) -> None:
+        points = read_rows(SeedPoint, source)
+        draw_seeds(points).savefig(out / "conflict_seeds.png", dpi=100)
+        print(seeds_table(points))
+
+    draw_figure(parser, argv, check, write, redraw, default_out="runs/experiments")
 
 
 if __name__ == "__main__":

@@ -56,8 +56,9 @@ def random_like(advantages: Tensor, keep: Tensor) -> Tensor:
 
 
 def score_as_reward(groups: Groups, delta: float = 3.0) -> Groups:
-    """Advantages from (S - 1) / 9, so that it goes from 0 to 1 as R does."""
-    A = group_advantages((groups.scores - 1) / 9)  # (B, G)
+    """Advantages from (S - 1) / 9, so that it goes from 0 to 1 as R does. A = 0 in a group with a missing score."""
+    missing = groups.scores.isnan().any(dim=1, keepdim=True)  # (B, 1)
+    A = group_advantages((groups.scores - 1) / 9).masked_fill(missing, 0.0)  # (B, G)
     return replace(groups, advantages=A, distinct=rectification_mask(A, groups.scores, delta))
 
 
@@ -137,7 +138,8 @@ def run(name: str, argv: list[str]) -> None:
     else:
         control = partial(random_mask)
     control.__name__ = name  # what config.json says
-    train.main(argv, **{"demonstrate" if kind.startswith("flawed_") else "change": control})
+    handed_in = {"demonstrate" if kind.startswith("flawed_") else "change": control}
+    train.main(argv, **handed_in, score_all=kind == "score_as_reward")
 
 
 def read_sigma(text: str) -> float:

@@ -25,7 +25,6 @@ start alone; another machine, whose rounding differs, made another start, and on
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
@@ -37,8 +36,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import dagrpo
-from analysis.table import Eval, Run, number, read_eval, read_run, t_interval
+import pandas as pd
+
+from analysis.run_folders import SavedRun, read_run
+from analysis.table import Eval, read_eval
 from harness.console import Parser, fail, progress
 from harness.warm_start import WarmStart, warm_start_folder
 
@@ -48,7 +49,7 @@ FEWER_RATES = ("1e-5", "3e-5", "1e-4")  # of the other recipes
 RATES = ("1e-5", "3e-5", "1e-4", "3e-4", "1e-3")
 CLAIMED = ("grpo", "dr_grpo", "dagrpo_on", "dagrpo")  # 15 seeds
 FEWER = ("luffy", "sft")  # 5 seeds
-OTHERS = tuple(name for name in dagrpo.METHODS if name not in CLAIMED + FEWER)  # 3 seeds
+OTHERS = ("dapo", "gspo", "cispo", "rloo", "gtpo")  # 3 seeds; methods that came later: analysis.experiments.methods
 SETTINGS = ["--steps", str(STEPS), "--batch-prompts", "8", "--save-every", "20", "--keep", "3"]
 SETTINGS += ["--log-rollouts-every", "10", "--show-every", "0"]
 START = "import sys, eval; from harness.warm_start import WarmStart, warm_start; "
@@ -57,6 +58,7 @@ START += "eval.main(['--model', made, '--k', '0', '--benchmarks', 'validation,te
 PROGRAM = "import sys, json, train, eval; from analysis.experiments import controls; "
 PROGRAM += "control, a, b = json.loads(sys.argv[1]); "
 PROGRAM += "controls.run(control, a) if control else train.main(a); eval.main(b)"
+RUNS_CSV = "results/experiments/runs.csv"  # of the committed series
 LAST = 10  # steps that figures at the end of training are the mean of
 
 
@@ -124,14 +126,11 @@ def grid(rates: dict[str, str]) -> list[Job]:
 
 def best_rates(root: Path) -> dict[str, str]:
     """For each method whose sweep is whole, the rate with the best mean accuracy on the validation problems."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for job in (job for job in grid({}) if job.is_sweep):
-        rate = job.flags[1]
-        seen = found.setdefault(job.method, {}).setdefault(rate, [])
-        seen.append(validation(root / job.name) if done(root / job.name) else float("nan"))
-    means = {method: {rate: sum(xs) / len(xs) for rate, xs in by.items()} for method, by in found.items()}
-    whole = {method: by for method, by in means.items() if all(mean == mean for mean in by.values())}
-    return {method: max(by, key=by.__getitem__) for method, by in whole.items()}
+    sweeps = [(job, root / job.name) for job in grid({}) if job.is_sweep]
+    rows = [(job.method, job.flags[1], validation(at) if done(at) else float("nan")) for job, at in sweeps]
+    by_rate = pd.DataFrame(rows, columns=["method", "rate", "accuracy"]).groupby(["method", "rate"], sort=False)
+    means = by_rate["accuracy"].mean(skipna=False).groupby("method", sort=False)
+    return {method: at.idxmax()[1] for method, at in means if at.notna().all()}
 
 
 def validation(folder: Path) -> float:
@@ -196,7 +195,7 @@ def run_stage(jobs: list[Job], root: Path, workers: int) -> None:
 
 
 def side_by_side(works: list[Callable[[], str | None]], what: str, workers: int, already: int = 0) -> None:
-    """Each of `works` says what went wrong, if anything did; that is told at once, and ends the program at the end."""
+    """Each of `works` returns what went wrong, if anything did. Ends the program after the last, if any did."""
     if not works:
         return
     failures = 0
@@ -214,7 +213,7 @@ def side_by_side(works: list[Callable[[], str | None]], what: str, workers: int,
             print("stopped; the same command goes on", file=sys.stderr)
             sys.exit(130)
     if failures:
-        fail(f"{failures} of {len(works)} runs failed; log.txt in their folders tells more")
+        fail(f"{failures} of {len(works)} runs failed; see log.txt in their folders")
 
 
 # ---------------------------------------------------------------------------------------- what came out
@@ -231,27 +230,21 @@ def accuracies(evaluated: Eval) -> dict[str, float]:
     return {name: round(score, 6) for name, score in evaluated.scores.items()}
 
 
-def dynamics(run: Run) -> dict[str, float | None]:
+def dynamics(run: SavedRun) -> dict[str, float]:
     """Of the steps' figures: what was generated, the end, and the gradient's norm in typical and in extreme steps."""
-    rows = [run.rows[step] for step in sorted(run.rows)]
-
-    def column(name: str, steps: list[dict[str, float | None]]) -> list[float]:
-        return [row[name] for row in steps if row.get(name) is not None]
-
-    def mean(name: str, steps: list[dict[str, float | None]]) -> float | None:
-        values = column(name, steps)
-        return round(t_interval(values)[0], 6) if values else None
-
-    norms = sorted(column("grad_norm", rows))
-    figures: dict[str, float | None] = {"responses": sum(column("responses", rows))}
-    for name in ("reward", "entropy", "response_length", "kept_fraction", "no_signal_groups", "clip_fraction"):
-        figures |= {f"{name} first": mean(name, rows[:LAST]), f"{name} last": mean(name, rows[-LAST:])}
-    figures |= {"grad_norm median": norms[len(norms) // 2], "grad_norm max": norms[-1]}
-    figures |= {"grad_norm not finite": len(rows) - len(norms), "anchors": mean("anchors", rows)}
-    kept = [row["grad_norm"] / row["kept_rows"] for row in rows if row.get("kept_rows") and row["grad_norm"]]
-    figures["grad_norm per kept row"] = sorted(kept)[len(kept) // 2] if kept else None
-    seconds = sum(column("rollout_seconds", rows)) + sum(column("train_seconds", rows))
-    return figures | {"seconds": round(seconds, 1)}
+    means = ["reward", "entropy", "response_length", "kept_fraction", "no_signal_groups", "clip_fraction"]
+    others = ["responses", "grad_norm", "kept_rows", "anchors", "rollout_seconds", "train_seconds"]
+    steps = run.metrics.sort_index().reindex(columns=[*means, *others])
+    norms, kept = steps["grad_norm"], steps["kept_rows"]
+    figures: dict[str, float] = {"responses": steps["responses"].sum()}
+    for name in means:
+        figures |= {f"{name} first": steps[name].head(LAST).mean(), f"{name} last": steps[name].tail(LAST).mean()}
+    figures = {name: round(figure, 6) for name, figure in figures.items()}
+    figures |= {"grad_norm median": norms.quantile(interpolation="higher"), "grad_norm max": norms.max()}
+    figures |= {"grad_norm not finite": int(norms.isna().sum()), "anchors": round(steps["anchors"].mean(), 6)}
+    per_row = (norms / kept)[(kept > 0) & (norms > 0)]
+    figures["grad_norm per kept row"] = per_row.quantile(interpolation="higher")
+    return figures | {"seconds": round(steps["rollout_seconds"].sum() + steps["train_seconds"].sum(), 1)}
 
 
 def collect(root: Path, out: Path) -> int:
@@ -270,38 +263,30 @@ def collect(root: Path, out: Path) -> int:
         elif done(root / job.name):
             rows.append(row_of(job, root))
     out.mkdir(parents=True, exist_ok=True)
-    write_csv(sweep, out / "sweep.csv")
-    write_csv(rows, out / "runs.csv")
+    write_table(sweep, out / "sweep.csv")
+    write_table(rows, out / "runs.csv")
     return len(sweep) + len(rows)
 
 
-def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def write_table(rows: list[dict[str, Any]], path: Path) -> None:
+    pd.DataFrame(rows, dtype=object).to_csv(path, index=False, lineterminator="\n")  # object: an int stays one
 
 
-def read_runs(path: Path) -> list[dict[str, Any]]:
-    """The rows of runs.csv: stage, label and method as text, seed a number, and figures, None where there is none.
+def read_table(path: Path) -> pd.DataFrame:
+    """runs.csv, a row a run: stage, label and method are text, seed an int, and figures, NaN where there is none.
 
     Ends the program with one line if there are none, or if the file is not what `collect` writes.
     """
+    texts = dict.fromkeys(("stage", "label", "method"), str)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [
-                {name: text if name in ("stage", "label", "method") else number(text) for name, text in row.items()}
-                | {"seed": int(row["seed"])}
-                for row in csv.DictReader(file)
-            ]
-        if any(not row["stage"] or row["mean"] is None for row in rows):
+        runs = pd.read_csv(path, dtype=texts | {"seed": int})
+        if runs[["stage", "label", "method", "seed", "mean"]].isna().any(axis=None):
             raise ValueError
     except OSError as error:
         fail(f"{path} cannot be read ({error.strerror}); python -m analysis.experiments.grid makes it")
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError):
         fail(f"{path} is damaged: it is not a table of analysis.experiments.grid")
-    return rows or fail(f"{path} holds no run yet; python -m analysis.experiments.grid makes them")
+    return fail(f"{path} holds no run yet; python -m analysis.experiments.grid makes them") if runs.empty else runs
 
 
 def stages_of(jobs: Iterable[Job]) -> list[str]:

@@ -18,21 +18,20 @@ that knows nothing of the steps; and judges, if flags name them.
 
 from __future__ import annotations
 
-import csv
-import math
 import random
-from argparse import Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 import scoring
 import tasks
 from analysis.experiments.controls import CARRIED, DROPPED, SWAPPED, WRONG, corrupt
-from harness.console import Parser, fail, progress
-from judges.http import Endpoint, http_judge
+from analysis.stats import spearman
+from harness.console import Parser, fail, first_line, progress
+from judges.endpoint import Endpoint
+from judges.http import http_judge
 from judges.local import local_judge
 from judges.prompt import Counters, JudgeDown
 from policy import load_policy
@@ -66,29 +65,6 @@ def build_cases(per_level: int, seed: int) -> list[Case]:
     return cases
 
 
-def ranks(values: list[float]) -> np.ndarray:
-    """Ranks from 1; equal values share the mean of theirs.
-
-    >>> ranks([30, 10, 20, 10]).tolist()
-    [4.0, 1.5, 3.0, 1.5]
-    """
-    ordered = np.sort(values)
-    return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right") + 1) / 2
-
-
-def spearman(a: list[float], b: list[float]) -> float:
-    """Spearman's rank correlation: Pearson's correlation of the ranks. NaN if one side is all the same, or empty.
-
-    >>> round(spearman([1, 2, 3, 4], [9, 7, 7, 1]), 4), spearman([1, 2], [5, 5])
-    (-0.9487, nan)
-    """
-    if not a:
-        return math.nan
-    x, y = (r - r.mean() for r in (ranks(a), ranks(b)))
-    size = math.sqrt((x @ x) * (y @ y))
-    return float(x @ y / size) if size else math.nan
-
-
 def reward_only(pairs: list[tuple[Problem, str]]) -> list[float]:
     """The baseline: a right response is a 10, a wrong one a 1."""
     return [10.0 if scoring.verify(response, problem.answer) else 1.0 for problem, response in pairs]
@@ -99,53 +75,40 @@ def rule_of_maths(pairs: list[tuple[Problem, str]]) -> list[float]:
     return scoring.rule_scores([(replace(p, demo=p.demo.replace(";", "; ")), response) for p, response in pairs])
 
 
-def measure(cases: list[Case], scorers: dict[str, Scorer]) -> list[dict[str, Any]]:
+def measure(cases: list[Case], scorers: dict[str, Scorer]) -> pd.DataFrame:
     """A row for each kind of corruption and one for all of them: the number of cases, and each scorer's correlation.
 
     Cases without a score (NaN) are left out of it, and counted in `NAME missing` if there are any.
     """
     pairs = [(case.problem, case.response) for case in cases]
-    S = {name: scorer(pairs) for name, scorer in progress(scorers.items(), desc="scorers")}
+    columns = {name: scorer(pairs) for name, scorer in progress(scorers.items(), desc="scorers")}
+    table = pd.DataFrame(columns, dtype=float)  # (cases, scorers)
+    about = pd.DataFrame([(case.kind, case.answer, case.corrupted) for case in cases], columns=["kind", "answer", "k"])
     rows = []
     for kind, answer in [*KINDS, ("all", "")]:
-        index = [i for i, case in enumerate(cases) if kind == "all" or (case.kind, case.answer) == (kind, answer)]
-        row: dict[str, Any] = {"corruption": kind, "answer": answer, "cases": len(index)}
-        for name, values in S.items():
-            scored = [i for i in index if not math.isnan(values[i])]
-            row[name] = spearman([cases[i].corrupted for i in scored], [values[i] for i in scored])
-            if any(map(math.isnan, values)):
-                row[f"{name} missing"] = len(index) - len(scored)
+        chosen = (kind == "all") | ((about["kind"] == kind) & (about["answer"] == answer))
+        row: dict[str, Any] = {"corruption": kind, "answer": answer, "cases": chosen.sum()}
+        for name, scores in table[chosen].items():
+            there = scores.dropna()
+            row[name] = spearman(about["k"][there.index], there)
+            if table[name].isna().any():
+                row[f"{name} missing"] = len(scores) - len(there)
         rows.append(row)
-    return rows
+    return pd.DataFrame(rows)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    names = list(rows[0])[3:]
-    width = {name: max(8, len(name)) + 2 for name in names}
-    lines = [f"{'corruption':16s}{'answer':9s}{'cases':>6s}" + "".join(f"{name:>{width[name]}s}" for name in names)]
-    for row in rows:
-        cells = [row[name] if isinstance(row[name], int) else f"{row[name]:+.2f}" for name in names]
-        cells = ["-" if cell == "+nan" else cell for cell in cells]
-        shown = "".join(f"{cell:>{width[name]}}" for name, cell in zip(names, cells, strict=True))
-        lines.append(f"{row['corruption']:16s}{row['answer']:9s}{row['cases']:6d}{shown}")
-    lines.append("-1: the more steps are corrupted, the lower the score; 0: no relation; -: all scores alike")
-    return "\n".join(lines)
+def correlations(rows: pd.DataFrame) -> str:
+    """What `measure` has found, to be read."""
+    shown = rows.to_string(index=False, float_format="{:+.2f}".format, na_rep="-")
+    return f"{shown}\n-1: the more steps are corrupted, the lower the score; 0: no relation; -: all scores alike"
 
 
-def make_scorers(args: Namespace) -> dict[str, Scorer]:
-    """Those that the flags name, beside the rule and the baseline."""
-    scorers: dict[str, Scorer] = {"rule": scoring.rule_scores, "rule of maths": rule_of_maths, "R only": reward_only}
-    if args.judge_model:
-        try:
-            policy = load_policy(args.judge_model)
-        except (OSError, ValueError) as error:
-            fail(f"--judge-model {args.judge_model} cannot be loaded: {str(error).strip().splitlines()[0]}")
-        scorers["local judge"] = local_judge(policy, Counters())
-    if args.judge_url:
-        cache = Path(args.judge_cache) if args.judge_cache else None
-        endpoint = Endpoint(args.judge_url, args.judge_name, cache)
-        scorers["HTTP judge"] = http_judge(endpoint, Counters())
-    return scorers
+def load_judge(name: str) -> Scorer:
+    """The local judge by the model of --judge-model."""
+    try:
+        return local_judge(load_policy(name), Counters())
+    except (OSError, ValueError) as error:
+        fail(f"--judge-model {name} cannot be loaded: {first_line(error)}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -167,17 +130,19 @@ def main(argv: list[str] | None = None) -> None:
             Path(args.csv).open("a", encoding="utf-8").close()  # tried out before the work rather than after it
     except OSError as error:
         fail(f"--csv {args.csv}: cannot be written ({error.strerror}); choose another file")
-    cases, scorers = build_cases(args.per_level, args.seed), make_scorers(args)
+    scorers: dict[str, Scorer] = {"rule": scoring.rule_scores, "rule of maths": rule_of_maths, "R only": reward_only}
+    if args.judge_model:
+        scorers["local judge"] = load_judge(args.judge_model)
+    if args.judge_url:
+        cache = Path(args.judge_cache) if args.judge_cache else None
+        scorers["HTTP judge"] = http_judge(Endpoint(args.judge_url, args.judge_name, cache), Counters())
     try:
-        rows = measure(cases, scorers)
+        rows = measure(build_cases(args.per_level, args.seed), scorers)
     except JudgeDown as error:
         fail(str(error))
-    print(table(rows))
+    print(correlations(rows))
     if args.csv:
-        with Path(args.csv).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[-1].keys())
-            writer.writeheader()
-            writer.writerows(rows)
+        rows.to_csv(args.csv, index=False, na_rep="nan", lineterminator="\n")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """analysis.ablations: differences are paired and against the right method, and rates are collected from all runs."""
 
+import pandas as pd
 import pytest
 
 from analysis.experiments import ablations
-from analysis.experiments.ablations import Result, by_rate, changes
-from analysis.experiments.grid import write_csv
+from analysis.experiments.ablations import by_rate, changes
+from analysis.experiments.grid import write_table
 
 
-def result(stage, label, method, seed, mean, lr=1e-4, ood=0.0, kept=0.5):
-    return Result(stage, label, method, seed, lr, mean, ood, kept)
+def result(stage, label, method, seed, mean, lr=1e-4, kept=0.5):
+    figures = {"lr": lr, "mean": mean, "ood mean": 0.0, "kept_fraction last": kept}
+    return {"stage": stage, "label": label, "method": method, "seed": seed, **figures}
 
 
 ROWS = [
@@ -22,7 +24,7 @@ ROWS = [
 
 
 def test_a_change_is_against_its_method_at_the_same_seed():
-    mask, dapo = changes(ROWS)
+    mask, dapo = changes(pd.DataFrame(ROWS))
     assert (mask.label, mask.against, mask.seeds) == ("random mask", "dagrpo_on", 3)
     assert mask.mean == pytest.approx((-0.1, 0.0), abs=1e-9), "paired: the seeds' own differences are gone"
     assert (dapo.against, dapo.seeds) == ("dr_grpo", 2) and dapo.mean[0] == pytest.approx(0.2)
@@ -30,7 +32,7 @@ def test_a_change_is_against_its_method_at_the_same_seed():
 
 
 def test_rates_come_from_their_stage_and_from_main():
-    found = by_rate(ROWS)
+    found = by_rate(pd.DataFrame(ROWS))
     assert list(found) == ["dr_grpo"] and found["dr_grpo"] == {
         1e-4: [0.0, 0.1],
         3e-4: [0.05, 0.05],
@@ -38,9 +40,7 @@ def test_rates_come_from_their_stage_and_from_main():
 
 
 def test_figures_and_table_from_a_csv(tmp_path, capsys):
-    names = {"mean": "mean", "ood": "ood mean", "kept": "kept_fraction last"}
-    rows = [{names.get(k, k): v for k, v in vars(row).items()} for row in ROWS]
-    write_csv(rows, tmp_path / "runs.csv")
+    write_table(ROWS, tmp_path / "runs.csv")
     ablations.main(["--runs", str(tmp_path / "runs.csv")])
     assert "| random mask | dagrpo_on | 3 | 0.500 | -0.100 [-0.100, -0.100] |" in capsys.readouterr().out
     assert all((tmp_path / name).stat().st_size > 5_000 for name in ("rates.png", "ablations.png"))

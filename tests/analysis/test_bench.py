@@ -63,7 +63,7 @@ def test_ratios_are_medians_of_the_rounds_ratios():
         "learner_share_of_matmul_rate": 0.5,
         "decoding_share_of_bandwidth": pytest.approx(0.64),
     }
-    assert "here, kept rows (64 of 128)" in step.table(result, 128)
+    assert "here, kept rows (64 of 128)" in step.bench_table(result, 128)
 
 
 def test_the_json_has_the_ratios_at_its_top(tmp_path):

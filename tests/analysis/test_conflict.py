@@ -1,10 +1,10 @@
 """analysis.conflict: closed forms, gradients against autograd and the loss, statistics, files, bad input."""
 
 import math
-from argparse import Namespace
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,8 +16,8 @@ import rollout
 import tasks
 from analysis import conflict, conflict_figures, conflict_points, gradients, saved
 from analysis.conflict_figures import Response
-from analysis.conflict_points import Point
-from analysis.gradients import Group, chance_mask, cosines, net_share, plane, sides_cosine
+from analysis.conflict_points import ConflictPoint
+from analysis.gradients import Group, Sampling, chance_mask, cosines, net_share, plane, sides_cosine
 from anchors import mix, prepare_anchors
 
 ALL = np.array([True, True])
@@ -192,17 +192,15 @@ def test_shared_text_of_pairs():
     assert shared[0].tolist() == pytest.approx([1, 4 / 7, 0]) and shared[1, 2] == 0
 
 
-def settings_of(**changes):
-    flags = {"group_size": 3, "max_new_tokens": 24, "batch_prompts": 2, "temperature": 1.0, "delta": 3.0}
-    return Namespace(**(flags | {"divisor": "constant", "problems": 2, "seeds": 1, "data": None} | changes))
+THREE = Sampling(group_size=3, max_new_tokens=24, batch_prompts=2)
 
 
 def test_groups_and_batches_are_those_of_the_same_gradients(tiny, monkeypatch):
     """The batch's net share from its 6 sums equals that of all its terms at once."""
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]])  # the second group has signal by its anchor
     monkeypatch.setattr(gradients.scoring, "rewards", lambda rollouts: rewards)
-    some, args = tasks.arithmetic("train", 2, levels={"1": tasks.LEVELS["1"]}), settings_of()
-    measured = gradients.measure(tiny, some, args)
+    some = tasks.arithmetic("train", 2, levels={"1": tasks.LEVELS["1"]})
+    measured = gradients.measure(tiny, some, THREE)
     assert [len(measured.groups[setup]) for setup in (gradients.ROLLOUTS, gradients.MIXED)] == [1, 2]
     alone = measured.groups[gradients.ROLLOUTS][0]
     assert measured.batches[gradients.ROLLOUTS][0][0] == pytest.approx(
@@ -218,10 +216,10 @@ def test_a_batch_sums_its_groups_before_it_takes_the_share(tiny, monkeypatch):
     monkeypatch.setattr(
         gradients.scoring, "rewards", lambda r: torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 1.0]])
     )
-    some, args = tasks.arithmetic("train", 2, levels={"1": tasks.LEVELS["1"]}), settings_of()
+    some = tasks.arithmetic("train", 2, levels={"1": tasks.LEVELS["1"]})
     prepared, _ = prepare_anchors(tiny, some, 24)
     torch.manual_seed(5)
-    found = gradients.measure(tiny, some, args).batches[gradients.ROLLOUTS][0][0]
+    found = gradients.measure(tiny, some, THREE).batches[gradients.ROLLOUTS][0][0]
     torch.manual_seed(5)
     rollouts = mix(tiny, rollout.sample_groups(tiny, some, [3, 3], 24), prepared, 4)
     rows = torch.tensor([0, 1, 2, 4, 5, 6])
@@ -313,20 +311,21 @@ def test_examples_are_an_easy_a_mixed_and_a_hard_group():
 
 
 def test_csv_round_trip(tmp_path):
-    points = [Point("gap", "a, b", "rollouts", "all", "cosine", 1.5, 0.25, -0.5, 0.5, 7)]
-    points += [Point("net", 'q"q', "with anchor", "1", "none", None, 1e-9, 0.0, 1.0, 8)]
-    saved.write_rows(points, tmp_path / "p.csv")
-    assert saved.read_rows(Point, tmp_path / "p.csv") == points
-    rows = [Response("easy", "m", "1", "1+1=\n", text, 4.5, -0.25, False, True, "1 2") for text in ("#1,", "")]
-    saved.write_rows(rows, tmp_path / "r.csv")
-    assert saved.read_rows(Response, tmp_path / "r.csv") == rows
+    points = [ConflictPoint("gap", "a, b", "rollouts", "all", "cosine", 1.5, 0.25, -0.5, 0.5, 7)]
+    points += [ConflictPoint("net", 'q"q', "with anchor", "1", "none", None, 1e-9, 0.0, 1.0, 8)]
+    rows = [Response("easy", "m", "1", "1+1=\n", text, 4.5, -0.25, False, True, "1 2") for text in ("#1,", "", "NA")]
+    for kind, written in ((ConflictPoint, points), (Response, rows)):
+        saved.write_rows(written, tmp_path / "rows.csv")
+        found = saved.read_rows(kind, tmp_path / "rows.csv")
+        assert [kind(*row) for row in found.replace(math.nan, None).itertuples(index=False)] == written
+    assert found["keep"].dtype == bool and found["level"].tolist() == ["1"] * 3
 
 
 def test_command_writes_figures_that_redraw_from_the_csv(tiny_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(conflict, "DRAWS", 20)
     monkeypatch.setattr(conflict_points.bootstrap, "__defaults__", (20,))
     levels = {name: tasks.LEVELS[name] for name in ("1", "2")}
-    monkeypatch.setattr(conflict.tasks.arithmetic, "__defaults__", (0, levels))
+    monkeypatch.setattr(tasks.arithmetic, "__defaults__", (0, levels))
     out, again = tmp_path / "out", tmp_path / "again"
     flags = ["--problems", "3", "--seeds", "1", "--group-size", "4", "--max-new-tokens", "24", "--batch-prompts", "3"]
     conflict.main(["--model", str(tiny_folder), *flags, "--out", str(out)])
@@ -340,15 +339,15 @@ def test_command_writes_figures_that_redraw_from_the_csv(tiny_folder, tmp_path, 
 
 def figure_points():
     rows = [("gap", "cosine", x) for x in (1.0, 4.0)] + [("text", "cosine", x) for x in (0.0, 0.5)]
-    points = [Point(panel, m, "rollouts", "all", name, x, 0.5, 0.4, 0.7, 9)
+    points = [ConflictPoint(panel, m, "rollouts", "all", name, x, 0.5, 0.4, 0.7, 9)
               for m in ("warm_start", "a, step 1", "a, step 2") for panel, name, x in rows]  # fmt: skip
-    return points + [Point("net", m, setup, "all", mask, None, 0.6, 0.5, 0.8, 9)
+    return points + [ConflictPoint("net", m, setup, "all", mask, None, 0.6, 0.5, 0.8, 9)
                      for m in ("warm_start", "a, step 1", "a, step 2") for setup in conflict_figures.NET_PANELS
                      for mask in gradients.MASKS]  # fmt: skip
 
 
 def test_the_figure_draws_the_last_step_of_a_method_and_every_policy():
-    figure = conflict_figures.draw(figure_points())
+    figure = conflict_figures.draw_conflict(pd.DataFrame(figure_points()))
     gap, net = figure.axes[0], figure.axes[1]
     assert [text.get_text() for text in gap.get_legend().get_texts()] == ["warm_start", "a, step 2"]
     assert [text.get_text() for text in net.get_xticklabels()] == ["warm_start", "a\nstep 1", "a\nstep 2"]
@@ -357,7 +356,7 @@ def test_the_figure_draws_the_last_step_of_a_method_and_every_policy():
 
 def test_masked_responses_are_hatched_and_hollow():
     group = make_group([[1.0, 0.2], [0.5, 1], [0.1, -1]], [0.6, -0.3, -0.3], [10, 9, 1], keep=[True, False, True])
-    figure = conflict_figures.draw_groups(conflict_figures.responses("easy", "m", group))
+    figure = conflict_figures.draw_groups(pd.DataFrame(conflict_figures.responses("easy", "m", group)))
     assert len(figure.axes[0].patches) == 0 and len(figure.axes[1].patches) == 5  # a row and a column of three
     faces = [line.get_markerfacecolor() for line in figure.axes[3].lines if line.get_marker() in "^v"]
     assert [face == "white" for face in faces] == [False, True, False]
@@ -387,7 +386,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     assert "cannot be read" in one_error(capsys, "--from-csv", tmp_path / "no.csv")
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     assert "damaged" in one_error(capsys, "--from-csv", tmp_path / "bad.csv")
-    (tmp_path / "empty.csv").write_text("panel\n")
+    (tmp_path / "empty.csv").write_text(",".join(vars(figure_points()[0])) + "\n")
     assert "nothing to draw" in one_error(capsys, "--from-csv", tmp_path / "empty.csv")
     assert "holds no model" in one_error(capsys, "--model", tmp_path, "--out", tmp_path / "o")
     (tmp_path / "file").write_text("")

@@ -2,16 +2,17 @@
 
 import pytest
 
-from analysis.conflict_points import Point as Found
+from analysis.conflict_points import ConflictPoint
 from analysis.experiments import claims, conflict_seeds
-from analysis.experiments.conflict_seeds import ALL, METHODS, NAMES, SEEDS, START, STEPS, WITHIN, Point
+from analysis.experiments.conflict_seeds import ALL, METHODS, NAMES, SEEDS, START, STEPS, WITHIN, SeedPoint
+from analysis.experiments.grid import write_table
 from analysis.saved import write_rows
 
 
 def made(value=lambda method, step, seed, name: 0.1 * seed):
     policies = [(START, 0), *((method, step) for method in METHODS for step in STEPS)]
     return [
-        Point(m, step, seed, name, value(m, step, seed, name))
+        SeedPoint(m, step, seed, name, value(m, step, seed, name))
         for m, step in policies
         for seed in SEEDS
         for name in NAMES
@@ -24,10 +25,9 @@ def test_every_policy_is_measured_once_and_what_is_done_is_skipped(tmp_path, mon
     def fake(command, out):
         asked.append(command[command.index("--model") + 1])
         out.mkdir(parents=True)
-        rows = [
-            Found(p, "m", setup, "all", name, None, len(asked) / 100, 0.0, 0.0, 9) for p, setup, name in NAMES.values()
-        ]
-        write_rows([*rows, Found("net", "m", "rollouts", "1", "none", None, 7.0, 0.0, 0.0, 9)], out / "conflict.csv")
+        rows = [(panel, "m", setup, "all", name, None, len(asked) / 100) for panel, setup, name in NAMES.values()]
+        rows.append(("net", "m", "rollouts", "1", "none", None, 7.0))
+        write_rows([ConflictPoint(*row, 0.0, 0.0, 9) for row in rows], out / "conflict.csv")
         (out / "conflict.txt").touch()
 
     places = {key: tmp_path / f"{i}" for i, key in enumerate(conflict_seeds.policies(tmp_path))}
@@ -42,7 +42,7 @@ def test_every_policy_is_measured_once_and_what_is_done_is_skipped(tmp_path, mon
     conflict_seeds.measure(tmp_path, workers=1)
     assert sorted(asked) == sorted(map(str, places.values()))
     points = conflict_seeds.gather(tmp_path)
-    assert len(points) == len(places) * len(NAMES) and all(p.value < 1 for p in points), "of all levels, not of one"
+    assert len(points) == len(places) * len(NAMES) and (points["value"] < 1).all(), "of all levels, not of one"
 
 
 def test_the_folders_are_those_that_the_experiments_leave(tmp_path):
@@ -67,10 +67,12 @@ def test_c7_is_minus_the_mean_correlation_of_training(tmp_path):
         )
 
     write_rows(made(value), tmp_path / "conflict_seeds.csv")
-    table = {"dr_grpo": {seed: {"mean": 0.5} for seed in range(5)}}
-    claims.add_conflict(table, tmp_path / "conflict_seeds.csv")
+    rows = [{"stage": "main", "label": "dr_grpo", "method": "dr_grpo", "seed": seed, "mean": 0.5} for seed in range(5)]
+    write_table(rows, tmp_path / "runs.csv")
+    runs = claims.read(tmp_path / "runs.csv")
     (c7,) = (claim for claim in claims.claims("dr_grpo") if claim.name == "C7")
-    found = claims.answer(c7, table)
+    found = claims.answer(c7, runs)
     assert found.seeds == 5 and found.mean == pytest.approx(0.2 + 0.1 / 3 + 0.02)
-    assert "| C7 pairs of like score conflict | dr_grpo | 5 | +0.253 [" in claims.show(table)
-    claims.add_conflict(table, tmp_path / "none.csv")  # no file, no figure, no error
+    assert "| C7 pairs of like score conflict | dr_grpo | 5 | +0.253 [" in claims.claims_table(runs)
+    (tmp_path / "conflict_seeds.csv").unlink()  # no file, no figure, no error
+    assert claims.answer(c7, claims.read(tmp_path / "runs.csv")) is None

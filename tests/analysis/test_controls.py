@@ -1,6 +1,7 @@
 """analysis.experiments.controls: the random mask keeps as many of each side, noise and flaws are what they say, and
 train.py takes them."""
 
+import csv
 import json
 import math
 
@@ -92,6 +93,13 @@ def test_the_score_as_reward_goes_from_0_to_1(tiny, problems):
     assert torch.equal(after.keep, before.keep)
 
 
+def test_a_missing_score_leaves_its_group_out_of_the_score_as_reward():
+    A, S = torch.tensor([[0.5, -0.5, 0.0]] * 2), torch.tensor([[10.0, math.nan, 1.0], [10.0, 4.0, 1.0]])
+    after = controls.score_as_reward(groups_of(A, S))
+    assert after.advantages[0].tolist() == [0, 0, 0] and not after.distinct[0].any()
+    assert torch.equal(after.advantages[1:], dagrpo.group_advantages((S[1:] - 1) / 9))
+
+
 def trained(tiny_folder, tmp_path, control, *flags):
     """The groups of one step under this control, as rollouts.jsonl has them."""
     size = ["--steps", "1", "--batch-prompts", "4", "--group-size", "6", "--show-every", "0"]
@@ -111,6 +119,29 @@ def test_training_takes_the_score_as_reward(tiny_folder, tmp_path):
         rewards = torch.tensor([[(score - 1) / 9 for score in group["S"]]])
         torch.testing.assert_close(torch.tensor([group["A"]]), dagrpo.group_advantages(rewards), atol=1e-6, rtol=1e-5)
         assert set(group["R"]) <= {0, 1}, "what is reported is still whether the answer is right"
+
+
+def test_the_score_as_reward_is_the_judges_and_survives_its_failures(tiny_folder, tmp_path, monkeypatch):
+    """A method without a mask, a judge that forgets its first response, and groups that R says nothing about."""
+
+    def http_judge(endpoint, counters):
+        def scorer(pairs):
+            counters.calls += len(pairs)
+            counters.failures += 1
+            return [math.nan, *(float(1 + n % 10) for n in range(1, len(pairs)))]
+
+        return scorer
+
+    monkeypatch.setattr("harness.prepare.http_judge", http_judge)
+    flags = ["--scorer", "judge", "--judge-url", "http://127.0.0.1:9/v1", "--judge-name", "m"]
+    first, *others = trained(tiny_folder, tmp_path, "score_as_reward", "--method", "dr_grpo", *flags)
+    assert first["S"] == [None, 2, 3, 4, 5, 6] and first["A"] == [0] * 6
+    for group in others:
+        rewards = torch.tensor([[(score - 1) / 9 for score in group["S"]]])
+        torch.testing.assert_close(torch.tensor([group["A"]]), dagrpo.group_advantages(rewards), atol=1e-6, rtol=1e-5)
+    (row,) = csv.DictReader((tmp_path / "run" / "metrics.csv").open())
+    assert (row["judge_calls"], row["judge_failures"], row["judge_saved"]) == ("24", "1", "0")
+    assert math.isfinite(float(row["loss"])) and float(row["grad_norm"]) > 0 and row["skipped_updates"] == "0"
 
 
 def test_training_takes_the_noise_and_its_delta(tiny_folder, tmp_path):

@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from analysis import curves, table
-from analysis.curves import PANELS, Point, running_mean
+from analysis import curves, run_folders, stats, table
+from analysis.curves import PANELS, CurvePoint
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ["step", "reward", "response_length", "entropy", "grad_norm", "kept_fraction"]
@@ -63,7 +64,7 @@ def draw(tmp_path, *runs, smooth=1):
     out = tmp_path / "figures"
     curves.main([*map(str, runs), "--out", str(out), "--smooth", str(smooth)])
     lines = {}
-    for point in curves.read_csv(out / "curves.csv"):
+    for point in curves.read_csv(out / "curves.csv").itertuples():
         lines.setdefault((point.panel, point.method), []).append(point)
     return lines
 
@@ -81,15 +82,28 @@ def one_error(capsys, main, *argv):
 
 
 def test_running_mean_is_of_the_last_n_and_passes_over_empty_cells():
-    assert running_mean([1.0, 2.0, 6.0, 10.0], 2) == [1.0, 1.5, 4.0, 8.0]
-    assert running_mean([1.0, None, 3.0, None, None], 2) == [1.0, 1.0, 3.0, 3.0, None]
-    assert running_mean([4.0, 2.0], 100) == [4.0, 3.0]
+    def means(values, smooth):
+        line = curves.curve(pd.DataFrame({"a seed": values}, dtype=float), "reward", "grpo", smooth, most=99.0)
+        return list(zip(line["step"], line["mean"], strict=True))
+
+    assert means([1.0, 2.0, 6.0, 10.0], 2) == [(0, 1.0), (1, 1.5), (2, 4.0), (3, 8.0)]
+    assert means([1.0, None, 3.0, None, None], 2) == [(0, 1.0), (1, 1.0), (2, 3.0), (3, 3.0)], "no mean of nothing"
+    assert means([4.0, 2.0], 100) == [(0, 4.0), (1, 3.0)]
 
 
 def test_t_interval_of_known_values():
-    mean, half = table.t_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    mean, half = stats.t_interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert mean == 3 and half == pytest.approx(2.7764451 * math.sqrt(2.5 / 5))
-    assert table.t_interval([7.0]) == (7.0, None)
+
+
+@pytest.mark.filterwarnings("error")
+def test_t_intervals_of_rows_with_gaps_and_of_what_has_no_spread():
+    nan = math.nan
+    means, halves = stats.t_interval([[1.0, nan, 2.0, 3.0], [7.0, nan, nan, nan], [2.0] * 4, [nan] * 4])
+    assert means[:3].tolist() == [2.0, 7.0, 2.0] and math.isnan(means[3])
+    assert halves[0] == pytest.approx(2.484, abs=1e-3) and halves[2] == 0 and math.isnan(halves[1] + halves[3])
+    mean, half = stats.t_interval([7.0])
+    assert mean == 7 and math.isnan(half)
 
 
 def test_one_seed_is_its_running_mean_over_the_single_steps(tmp_path):
@@ -97,7 +111,8 @@ def test_one_seed_is_its_running_mean_over_the_single_steps(tmp_path):
     line = draw(tmp_path, run, smooth=2)["reward", "dagrpo"]
     assert [point.raw for point in line] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     assert [point.mean for point in line] == pytest.approx([0.1, 0.15, 0.25, 0.35, 0.45, 0.55])
-    assert {(point.low, point.high, point.seeds, point.smooth) for point in line} == {(None, None, 1, 2)}
+    assert all(math.isnan(point.low) and math.isnan(point.high) for point in line)
+    assert {(point.seeds, point.smooth) for point in line} == {(1, 2)}
 
 
 def test_several_seeds_are_smoothed_and_then_their_mean_in_its_t_interval(tmp_path):
@@ -106,7 +121,8 @@ def test_several_seeds_are_smoothed_and_then_their_mean_in_its_t_interval(tmp_pa
     half = 4.303 * 10 / math.sqrt(3)
     assert [point.mean for point in line] == pytest.approx([11, 11.5, 12.5, 13.5, 14.5, 15.5])
     assert line[2].high == pytest.approx(12.5 + half, rel=1e-4)
-    assert {(point.low, point.seeds, point.raw) for point in line} == {(0.0, 3, None)}  # a length is not below 0
+    assert {(point.low, point.seeds) for point in line} == {(0.0, 3)}  # a length is not below 0
+    assert all(math.isnan(point.raw) for point in line)
 
 
 def test_bands_stay_where_shares_can_be(tmp_path):
@@ -145,7 +161,7 @@ def test_a_line_that_is_just_being_written_is_not_read(tmp_path):
     run = make_run(tmp_path / "a", steps=3)
     with (run / "metrics.csv").open("a") as file:
         file.write("4,0.1")
-    assert list(table.read_run(run).rows) == [1, 2, 3]
+    assert list(run_folders.read_run(run).metrics.index) == [1, 2, 3]
 
 
 # ---------------------------------------------------------------------------------------- names of lines
@@ -156,7 +172,7 @@ def test_names_tell_where_a_run_began_and_in_which_flag_it_differs(tmp_path):
     began = [str(start), str(start / "checkpoint"), str(start / "checkpoint" / "model"), "some/where/model_x"]
     runs = [make_run(tmp_path / str(i), seed=i, flags={"init_from": at}) for i, at in enumerate(began)]
     runs += [make_run(tmp_path / f"d{delta}", flags={"delta": delta}, seed=9) for delta in (1.0, 3.0)]
-    names = [run.method for run in table.read_runs(runs)]
+    names = [run.method for run in run_folders.read_runs(runs)]
     assert names[:4] == ["dagrpo after sft"] * 3 + ["dagrpo after model_x"]
     assert names[4:] == ["dagrpo, delta 1.0", "dagrpo, delta 3.0"]
 
@@ -175,9 +191,9 @@ def figure():
     """Two methods, one of them with a band, and a norm that falls to 0."""
     points = []
     for name in PANELS:
-        points += [Point(name, "dagrpo", s, 0.1 * s, 0.05 * s, 0.2 * s, 3, None, 10) for s in (1, 2, 3)]
-        points += [Point(name, "grpo", s, 0.3, None, None, 1, 0.0 if s == 2 else 0.4, 10) for s in (1, 2, 3)]
-    return curves.draw(points)
+        points += [CurvePoint(name, "dagrpo", s, 0.1 * s, 0.05 * s, 0.2 * s, 3, None, 10) for s in (1, 2, 3)]
+        points += [CurvePoint(name, "grpo", s, 0.3, None, None, 1, 0.0 if s == 2 else 0.4, 10) for s in (1, 2, 3)]
+    return curves.draw_curves(pd.DataFrame(points))
 
 
 def lines_of(ax):
@@ -218,9 +234,9 @@ def test_lines_differ_without_their_colours_too():
 
 def test_nothing_is_cut_off(tmp_path):
     flags = [{"delta": float(d), "anchor_ratio": "shaped", "updates_per_batch": d} for d in range(1, 8)]
-    runs = table.read_runs(make_run(tmp_path / str(i), flags=f) for i, f in enumerate(flags))
-    points = [p for name in PANELS for r in runs for p in curves.curve(name, r.method, [r], 2)]
-    figure = curves.draw(points)
+    runs = run_folders.read_runs(make_run(tmp_path / str(i), flags=f) for i, f in enumerate(flags))
+    lines = [curves.curve(curves.over_seeds([r], name), name, r.method, 2, 99.0) for name in PANELS for r in runs]
+    figure = curves.draw_curves(pd.concat(lines))
     figure.draw_without_rendering()
     page = figure.bbox
     texts = [t for ax in figure.axes for t in (ax.title, ax.xaxis.label, ax.yaxis.label)]
@@ -311,8 +327,8 @@ def spoil(run, file, text):
     [
         ("metrics.csv", None, "metrics.csv cannot be read"),
         ("config.json", None, "config.json cannot be read"),
-        ("config.json", "{}", "does not tell method and seed"),
-        ("config.json", "{", "does not tell method and seed"),
+        ("config.json", "{}", "names no method, or no seed"),
+        ("config.json", "{", "config.json is damaged"),
         ("metrics.csv", "", "is empty"),
         ("metrics.csv", "step,reward\n", "is empty"),
         ("metrics.csv", "reward\n0.5\n", "is damaged"),

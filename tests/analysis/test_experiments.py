@@ -1,12 +1,14 @@
 """analysis.experiments and analysis.claims: the grid is what is written down, and the claims' arithmetic is right."""
 
 import json
+import math
 import random
 
+import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis import table
+from analysis import run_folders
 from analysis.experiments import claims, controls, grid
 from analysis.experiments.claims import Answer, Claim, answer, difference, holm, verdict
 from harness.config import parse
@@ -68,15 +70,18 @@ def test_an_experiment_runs_is_skipped_when_done_and_is_collected(tiny_folder, t
     )
     monkeypatch.setattr(grid, "START", evaluate.replace("sys.argv[3]", repr(str(tiny_folder))))
     job = grid.Job("main", "grpo", "grpo", 0, ("--lr", "1e-4"))
-    monkeypatch.setattr(grid, "grid", lambda rates: [job])
+    control = grid.Job("main", "random mask", "dagrpo_on", 0, ("--lr", "1e-4"), control="random_mask")
+    monkeypatch.setattr(grid, "grid", lambda rates: [job, control])
     monkeypatch.setattr(grid, "PROGRAM", grid.PROGRAM.replace("eval.main(b)", "eval.main([*b, '--per-level', '2'])"))
-    grid.run_stage([job], tmp_path / "runs", workers=1)
-    assert grid.collect(tmp_path / "runs", tmp_path / "out") == 2, "the run, and the warm start"
-    table = claims.read(tmp_path / "out" / "runs.csv")
-    assert table["grpo"][0]["responses"] == 2 * 2 * 4 and table["grpo"][0]["mean"] is not None
-    assert table["warm start"][0]["mean"] is not None and table["warm start"][0]["responses"] is None
+    grid.run_stage([job, control], tmp_path / "runs", workers=1)
+    assert grid.collect(tmp_path / "runs", tmp_path / "out") == 3, "the runs, and the warm start"
+    for one in (job, control):
+        assert json.loads((tmp_path / "runs" / one.name / "config.json").read_text())["experiment"] == one.control
+    runs = claims.read(tmp_path / "out" / "runs.csv").set_index("label")
+    assert runs.loc["grpo", "responses"] == 2 * 2 * 4 and runs.loc["grpo", "mean"] >= 0
+    assert runs.loc["warm start", "mean"] >= 0 and math.isnan(runs.loc["warm start", "responses"])
     monkeypatch.setattr(grid, "run", lambda *_: pytest.fail("it is done"))
-    grid.run_stage([job], tmp_path / "runs", workers=1)
+    grid.run_stage([job, control], tmp_path / "runs", workers=1)
 
 
 def test_every_seed_has_a_warm_start_of_its_own_that_is_made_before_its_runs(tmp_path, monkeypatch):
@@ -94,8 +99,8 @@ def test_every_seed_has_a_warm_start_of_its_own_that_is_made_before_its_runs(tmp
 
 def test_seeds_with_a_warm_start_each_are_one_method(tmp_path):
     (tmp_path / "warm_start.json").touch()
-    assert table.origin(str(tmp_path)) == ""
-    assert table.origin(str(tmp_path / "a_model")) == " after a_model"
+    assert run_folders.origin(str(tmp_path)) == ""
+    assert run_folders.origin(str(tmp_path / "a_model")) == " after a_model"
 
 
 def test_a_run_that_fails_is_told(tmp_path, capsys, monkeypatch):
@@ -109,37 +114,52 @@ def test_a_run_that_fails_is_told(tmp_path, capsys, monkeypatch):
 ACCURACY = Claim("C1", "", ("a", "b"), difference("mean"), 0.02, "accuracy")
 
 
+def runs_of(figures, **more):
+    """A row for each label, seed and accuracy of `figures`."""
+    rows = [(label, seed, mean) for label, by_seed in figures.items() for seed, mean in by_seed.items()]
+    return pd.DataFrame(rows, columns=["label", "seed", "mean"]).assign(**more)
+
+
 def test_an_answer_is_the_paired_t_test():
     rng = random.Random(0)
     a, b = [rng.gauss(0.6, 0.1) for _ in range(15)], [rng.gauss(0.5, 0.1) for _ in range(15)]
-    table = {"a": {i: {"mean": x} for i, x in enumerate(a)}, "b": {i: {"mean": x} for i, x in enumerate(b)}}
-    found, known = answer(ACCURACY, table), stats.ttest_rel(a, b)
+    found, known = answer(ACCURACY, runs_of({"a": dict(enumerate(a)), "b": dict(enumerate(b))})), stats.ttest_rel(a, b)
     assert found.p == pytest.approx(known.pvalue)
     assert (found.mean - found.half, found.mean + found.half) == pytest.approx(tuple(known.confidence_interval()))
 
 
+@pytest.mark.filterwarnings("error")
+def test_effects_without_spread_have_a_p_too():
+    assert answer(ACCURACY, runs_of({"a": {0: 0.5, 1: 0.75}, "b": {0: 0.5, 1: 0.75}})).p == 1
+    same = answer(ACCURACY, runs_of({"a": {0: 0.5, 1: 0.75}, "b": {0: 0.25, 1: 0.5}}))
+    assert (same.mean, same.half, same.p) == (0.25, 0, 0)
+
+
 def test_pairs_are_of_the_seeds_that_both_have():
-    table = {"a": {0: {"mean": 1.0}, 1: {"mean": 2.0}, 2: {"mean": 9.0}}, "b": {0: {"mean": 0.0}, 1: {"mean": 0.5}}}
-    assert (answer(ACCURACY, table).seeds, answer(ACCURACY, table).mean) == (2, 1.25)
-    assert answer(ACCURACY, {"a": table["a"]}) is None
+    runs = runs_of({"a": {0: 1.0, 1: 2.0, 2: 9.0}, "b": {1: 0.5, 0: 0.0}})
+    assert (answer(ACCURACY, runs).seeds, answer(ACCURACY, runs).mean) == (2, 1.25)
+    assert answer(ACCURACY, runs[runs["label"] == "a"]) is None
+
+
+def test_decades_are_powers_of_ten_and_0_has_none():
+    one, other = [1.0, 10.0, 0.0, 1.0, math.nan], [100.0, 1.0, 1.0, 0.0, 1.0]
+    found = claims.decades_below("x")(*(pd.DataFrame({"x": values}) for values in (one, other)))
+    assert found.dropna().tolist() == [2, -1]
 
 
 def test_methods_are_ranked_by_their_difference_to_the_baseline_at_the_same_seeds():
     """b has the higher mean, but from better starts: at the seeds that it shares with dr_grpo it is worse than a."""
 
-    def runs(by_seed):
-        return {
-            s: dict.fromkeys((*claims.LEVELS, "mean", "ood mean"), x) | {"responses": 9.0} for s, x in by_seed.items()
-        }
-
     start = {seed: 0.1 * seed for seed in range(6)}
-    table = {
-        "dr_grpo": runs(start),
-        "a": runs({seed: x + 0.05 for seed, x in start.items()}),
-        "b": runs({seed: start[seed] + 0.01 for seed in (3, 4, 5)}),
-        "two seeds": runs({0: 1.0, 1: 1.0}),
+    figures = {
+        "dr_grpo": start,
+        "a": {seed: x + 0.05 for seed, x in start.items()},
+        "b": {seed: start[seed] + 0.01 for seed in (3, 4, 5)},
+        "two seeds": {0: 1.0, 1: 1.0},
     }
-    lines = claims.means(table).splitlines()
+    runs = runs_of(figures, responses=9.0)
+    runs = runs.assign(**dict.fromkeys([*claims.LEVELS, "ood mean"], runs["mean"]))
+    lines = claims.means_table(runs).splitlines()
     assert lines[3].startswith("| a | 6 | 9 | **0.300** |") and lines[4].startswith("| b | 3 | 9 | *0.410* |")
     assert lines[3].endswith("| +0.050 [+0.050, +0.050] | +0.050 [+0.050, +0.050] |")
     assert len(lines) == 5, "labels with fewer than three seeds are left out"
@@ -171,9 +191,9 @@ def test_a_claim_of_two_parts_holds_only_if_both_do():
 
 
 def test_hard_more_than_easy_by_hand():
-    one = dict(zip(claims.LEVELS, (0.5, 0.5, 0.9, 0.6, 0.4), strict=True))
-    other = dict(zip(claims.LEVELS, (0.4, 0.5, 0.0, 0.3, 0.3), strict=True))
-    assert claims.hard_more_than_easy(one, other) == pytest.approx((0.3 + 0.1 - 0.1 - 0.0) / 2)
+    one = pd.DataFrame([(0.5, 0.5, 0.9, 0.6, 0.4)], columns=claims.LEVELS)
+    other = pd.DataFrame([(0.4, 0.5, 0.0, 0.3, 0.3)], columns=claims.LEVELS)
+    assert claims.hard_more_than_easy(one, other).tolist() == pytest.approx([(0.3 + 0.1 - 0.1 - 0.0) / 2])
 
 
 @pytest.mark.parametrize("text", ["", "nonsense\n", "stage,label,method,seed,mean\nmain,grpo,grpo,x,1\n"])

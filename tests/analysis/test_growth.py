@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from analysis.bench import growth, step
-from analysis.bench.growth import BASE, VARIED, Point
+from analysis.bench.growth import BASE, VARIED, GrowthPoint
 from policy import load_policy
 from tasks import solve
 
@@ -21,21 +21,22 @@ def made():
     for varied, case in growth.cases():
         shape = (case.group_size, case.prompt_tokens, case.new_tokens)
         seconds = (shape[0] * shape[1] * shape[2]) ** 0.5
-        yield Point(varied, *shape, seconds, seconds / 4, seconds / 2, 1.5, 2048, "model")
+        yield GrowthPoint(varied, *shape, seconds, seconds / 4, seconds / 2, 1.5, 2048, "model")
 
 
 def test_the_table_and_the_figure_are_of_what_was_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(growth, "points", lambda model: made())
     growth.main(["--model", "/somewhere/model", "--out", str(tmp_path)])
-    table = capsys.readouterr().out
-    assert len(table.splitlines()) == 2 + 4 + 5 + 5, "each block has its own cases, and the base"
+    *table, written = capsys.readouterr().out.splitlines()
+    assert written == f"written: {tmp_path}/growth.png, growth.csv, growth.txt"
+    assert len(table) == 2 + 4 + 5 + 5, "each block has its own cases, and the base"
     assert "| group size G | 16 | 128 | 128 | 512.0 | 128.0 | 256.0 | 1.50 | 2.0 (4) |" in table
     assert "| response tokens T | 8 | 128 | 512 | 724.1 | 181.0 | 362.0 | 1.50 | 4.0 (16) |" in table
     assert (tmp_path / "growth.png").stat().st_size > 10_000
     assert "/somewhere" not in (tmp_path / "growth.txt").read_text()
     (tmp_path / "growth.png").unlink()
     growth.main(["--from-csv", str(tmp_path / "growth.csv")])
-    assert capsys.readouterr().out == table and (tmp_path / "growth.png").exists()
+    assert capsys.readouterr().out.splitlines()[:-1] == table and (tmp_path / "growth.png").exists()
 
 
 @pytest.mark.parametrize("flags", [[], ["--model", "x", "--from-csv", "y"]])

@@ -5,8 +5,6 @@ import math
 import random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import scoring
 from analysis.experiments import scorers
@@ -17,12 +15,11 @@ from analysis.experiments.scorers import (
     SWAPPED,
     WRONG,
     build_cases,
+    correlations,
     corrupt,
     measure,
-    ranks,
-    spearman,
-    table,
 )
+from analysis.stats import spearman
 from judges.prompt import JudgeDown
 from tasks import arithmetic, solve
 
@@ -79,14 +76,9 @@ def test_spearman_by_hand(a, b, wanted):
     assert spearman(a, b) == pytest.approx(wanted)
 
 
+@pytest.mark.filterwarnings("error")
 def test_without_spread_there_is_no_correlation():
     assert math.isnan(spearman([1, 2, 3], [7, 7, 7])) and math.isnan(spearman([], []))
-
-
-@given(values=st.lists(st.integers(-3, 3), min_size=1))
-def test_ranks_by_counting(values):
-    wanted = [sum(v < x for v in values) + (sum(v == x for v in values) + 1) / 2 for x in values]
-    assert ranks(values).tolist() == wanted
 
 
 def test_a_scorer_that_counts_corrupted_steps_is_perfect_and_nan_is_left_out():
@@ -100,7 +92,7 @@ def test_a_scorer_that_counts_corrupted_steps_is_perfect_and_nan_is_left_out():
         return [math.nan if i % 2 else value for i, value in enumerate(counts(pairs))]
 
     rows = measure(cases, {"exact": counts, "half": counts_some, "none": lambda pairs: [math.nan] * len(pairs)})
-    (total,) = [row for row in rows if row["corruption"] == "all"]
+    total = rows.set_index("corruption").loc["all"]
     assert total["exact"] == pytest.approx(-1) and total["half"] == pytest.approx(-1) and math.isnan(total["none"])
     assert total["half missing"] == len(cases) // 2 and total["none missing"] == total["cases"] == len(cases)
     assert "exact missing" not in total
@@ -110,11 +102,11 @@ def test_the_rules_order_responses_and_the_reward_alone_does_not():
     rows = measure(
         build_cases(10, 0), {"rule": scoring.rule_scores, "R": scorers.reward_only, "maths": scorers.rule_of_maths}
     )
-    for row in rows[:-1]:
-        assert row["rule"] < -0.85 and row["maths"] < -0.7
-        assert math.isnan(row["R"]) == (row["corruption"] != CARRIED)
-    assert rows[-1]["rule"] < rows[-1]["maths"] < rows[-1]["R"] < 0
-    assert table(rows).count("\n") == len(rows) + 1 and "-0.9" in table(rows)
+    kinds, total = rows[:-1], rows.iloc[-1]
+    assert (kinds["rule"] < -0.85).all() and (kinds["maths"] < -0.7).all()
+    assert (kinds["R"].isna() == (kinds["corruption"] != CARRIED)).all()
+    assert total["rule"] < total["maths"] < total["R"] < 0
+    assert correlations(rows).count("\n") == len(rows) + 1 and "-0.9" in correlations(rows)
 
 
 def test_the_command_line(tmp_path, capsys):

@@ -1,17 +1,20 @@
 """analysis.shared: counts against a brute-force loop over prefixes, runs made here, the figure, and bad input."""
 
 import json
+import math
 from itertools import product
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dagrpo
-from analysis import conflict, shared
-from analysis.shared import MASKED, NONE, PANELS, RANDOM, Point, pair_ids, tally
-from analysis.table import read_runs
+from analysis import shared
+from analysis.run_folders import read_runs
+from analysis.saved import read_rows, write_rows
+from analysis.shared import MASKED, NONE, PANELS, RANDOM, SharedPoint, pair_ids, tally
 
 responses = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=2, max_size=6)
 pushes = st.sampled_from([-0.5, -0.25, 0.0, 0.25, 0.75])
@@ -79,8 +82,8 @@ def make_run(folder, groups=(GROUP,), method="dagrpo", seed=0, steps=3, divisor=
 
 def points_of(tmp_path, *runs, smooth=1):
     """The points as they come back from the file."""
-    conflict.write_rows(shared.measure(read_runs(runs), smooth), tmp_path / "p.csv")
-    return conflict.read_rows(Point, tmp_path / "p.csv")
+    write_rows(shared.points_of(read_runs(runs), smooth), tmp_path / "p.csv")
+    return list(read_rows(SharedPoint, tmp_path / "p.csv").itertuples())
 
 
 def one_error(capsys, *argv):
@@ -103,7 +106,7 @@ def test_figures_of_a_known_group(tmp_path):
     assert at_step(points, "cancelled in all", NONE) == pytest.approx(2 / 5)
     assert at_step(points, "shared tokens", MASKED) == 0  # what is left, 1 2 3 and 7, has nothing in common
     assert not [p for p in points if (p.panel, p.mask) == ("cancelled there", MASKED)]  # no share of nothing
-    assert "0.500" in shared.tell(points)
+    assert "0.500" in shared.summary(pd.DataFrame(points))
 
 
 def test_the_mask_is_the_one_of_eq_8_and_9_also_where_the_method_has_none(tmp_path):
@@ -136,7 +139,7 @@ def test_seeds_have_a_band_and_levels_their_own_points(tmp_path):
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", [alike, GROUP], seed=1, level="2")]
     points = points_of(tmp_path, *runs, make_run(tmp_path / "c", method="dr_grpo"))
     band = next(p for p in points if (p.method, p.step, p.mask, p.panel) == ("dagrpo", 1, NONE, "cancelled in all"))
-    assert band.seeds == 2 and 0 <= band.low <= band.mean <= band.high <= 1 and band.raw is None
+    assert band.seeds == 2 and 0 <= band.low <= band.mean <= band.high <= 1 and math.isnan(band.raw)
     every = {(p.level, p.seeds) for p in points if p.step == 0 and (p.method, p.mask) == ("dagrpo", NONE)}
     assert every == {("1", 1), ("2", 1), ("every", 2)}
     assert {p.mask for p in points if p.step} == {NONE, MASKED} and RANDOM in {p.mask for p in points}
@@ -154,7 +157,7 @@ def test_redrawn_from_the_csv_it_is_the_same_picture(tmp_path):
 
 def test_the_csv_is_what_is_drawn(tmp_path):
     points = points_of(tmp_path, make_run(tmp_path / "a"))
-    figure = shared.draw(points)
+    figure = shared.draw_shared(pd.DataFrame(points))
     assert [ax.get_ylabel() for ax in figure.axes[:3]] == list(PANELS.values())
     drawn = [list(line.get_ydata()) for line in figure.axes[0].lines]
     assert [0.5, 0.5, 0.5] in drawn

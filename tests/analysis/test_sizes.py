@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from analysis.bench import sizes, step
-from analysis.bench.growth import Point
+from analysis.bench.growth import GrowthPoint
 from analysis.bench.sizes import SHAPES, Machine, Setting, Shape
 from analysis.saved import write_rows
 from harness.warm_start import WarmStart, build_model, build_tokenizer
@@ -91,7 +91,7 @@ def test_a_decoding_step_takes_the_longer_of_products_and_memory_and_its_small_k
 
 def test_the_table_prints_and_the_formula_is_held_against_what_was_measured(capsys, tmp_path):
     says = sizes.peak(sizes.memory(SHAPES["SmolLM2-135M"], Setting(1, 8, 100, 10, 180), activation_bytes=4))
-    points = [Point("", 8, 100, 10, 1.0, 1.0, 1.0, 1.5e-9 * says, budget, "m") for budget in (180, 2048)]
+    points = [GrowthPoint("", 8, 100, 10, 1.0, 1.0, 1.0, 1.5e-9 * says, budget, "m") for budget in (180, 2048)]
     write_rows(points, tmp_path / "growth.csv")
     sizes.main(["--growth", str(tmp_path / "growth.csv")])
     out = capsys.readouterr().out
@@ -111,11 +111,11 @@ def test_lines_that_fit_are_measured_with_random_weights(capsys, tmp_path, monke
     monkeypatch.setattr(sizes.torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=8e9))
     monkeypatch.setattr(sizes.torch.cuda, "get_device_name", lambda: "pretended")
     monkeypatch.setattr(step.scoring, "rewards", step.scoring.rewards)  # put back afterwards
-    monkeypatch.setattr(step, "measure", lambda case: step.ours(case) | {"peak_gb": 1.25})
+    monkeypatch.setattr(sizes, "measure", lambda case: step.ours(case) | {"peak_gb": 1.25})
     found = list(sizes.measure_on_gpu())
     assert [line["checkpointing"] for line in found] == [False, True]
     assert all(line["tokens"] == 2 * 4 * 5 and line["kept"] == 1 and line["gpu"] == "pretended" for line in found)
-    table = sizes.table(found).splitlines()
+    table = sizes.sizes_table(found).splitlines()
     took = f"0.0; {found[1]['rollout']:.1f} | 0.0; {found[1]['learner']:.1f}"
     assert len(table) == 5 and f"| 2 x 4 | 6 + 5 | all, checkpointing | 1; 1.2 | {took} |" in table[3]
     assert table[4].count(";") == 0, "not measured"
@@ -134,7 +134,7 @@ def test_of_a_long_line_the_first_step_is_measured(monkeypatch):
     monkeypatch.setattr(sizes.torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=1e12))
     monkeypatch.setattr(sizes.torch.cuda, "get_device_name", lambda: "pretended")
     monkeypatch.setattr(sizes, "random_model", lambda shape, folder: folder.mkdir())
-    monkeypatch.setattr(step, "measure", lambda case: {"steps not counted": case.warm, "T": case.new_tokens})
+    monkeypatch.setattr(sizes, "measure", lambda case: {"steps not counted": case.warm, "T": case.new_tokens})
     warm = {line["T"]: line["steps not counted"] for line in sizes.measure_on_gpu()}
     assert warm == {512: 1, 1024: 1, 4096: 0}
 

@@ -31,7 +31,7 @@ from dagrpo import METHODS
 def test_the_pushes_are_what_autograd_makes_of_a_mixed_batch_without_a_mask(name):
     """Against the loss written out by hand, Eq. 4 and 13 and their neighbours at ratio 1, for each recipe."""
     recipe, record = METHODS[name], make_record(["cbab", "ab", "b", "abb"], [1.0, 0.0, 0.0, 1.0], [9, 2, 3, 10])
-    A = dagrpo.group_advantages(torch.tensor([record["R"]]), recipe.scale, recipe.baseline)[0]
+    A = viewer.advantages(recipe, record)
     lengths = [len(row) for row in record["tokens"]]
     divide = {"constant": [4 * LIMIT] * 4, "sequence": [4 * t for t in lengths], "tokens": [sum(lengths)] * 4}
     for i, push in enumerate(viewer.unmasked_pushes(recipe, record, A, LIMIT)):
@@ -41,9 +41,12 @@ def test_the_pushes_are_what_autograd_makes_of_a_mixed_batch_without_a_mask(name
             if recipe.conflict_tokens:  # from the start the "ab" of 1 and 3; from the end all "b<end>", "a" in 0 and 1
                 conflict = {0: {2, 3, 4}, 1: {0, 1, 2}, 2: {0, 1}, 3: {0, 1, 2, 3}}[i]
                 expected *= (2 if A[i] > 0 else 0) if t in conflict else 1
+            p = math.exp(record["logp"][i][t])
             if recipe.anchor_ratio == "shaped" and record["is_anchor"][i]:
-                p = math.exp(record["logp"][i][t])
                 expected *= 0.1 * p / (p + 0.1) ** 2
+            if name == "chord":  # 0.9 of the mean over the rollouts' tokens, and 0.1 over the demonstration's
+                over = 0.1 * p * (1 - p) / lengths[3] if i == 3 else 0.9 / sum(lengths[:3])
+                expected = A[i].item() * over
             assert value == pytest.approx(expected, rel=1e-4, abs=1e-9), (i, t)
 
 
@@ -53,13 +56,13 @@ def test_unmasked_pushes_times_the_mask_are_the_gradient_of_the_masked_loss(name
     recipe, rng = METHODS[name], random.Random(name)
     for _ in range(10):
         record = random_record(rng)
-        A = dagrpo.group_advantages(torch.tensor([record["R"]]), recipe.scale, recipe.baseline)
+        A = viewer.advantages(recipe, record)[None]
         keep = torch.rand(A.shape) < 0.5
         width = max(map(len, record["tokens"]))
         tokens = torch.tensor([row + [0] * (width - len(row)) for row in record["tokens"]])
         mask = torch.arange(width) < torch.tensor([[len(row)] for row in record["tokens"]])
         logp = torch.tensor([row + [0.0] * (width - len(row)) for row in record["logp"]])
-        anchor = torch.tensor(record["is_anchor"]) & recipe.anchors
+        anchor = viewer.anchors_of(recipe, record)
         zero = torch.zeros(mask.shape)
         update = dagrpo.build_update(recipe, A, keep, tokens, mask, logp, zero, anchor, LIMIT)
         leaf = logp.clone().requires_grad_()
@@ -67,6 +70,18 @@ def test_unmasked_pushes_times_the_mask_are_the_gradient_of_the_masked_loss(name
         pushes = viewer.unmasked_pushes(recipe, record, A[0], LIMIT)
         for i, push in enumerate(pushes):
             torch.testing.assert_close(push * keep[0, i], -leaf.grad[i, : len(push)])
+
+
+def test_in_hpt_a_demonstration_is_one_only_where_nobody_else_is_right():
+    for R, anchor in (([0.0, 0.0, 1.0], True), ([1.0, 0.0, 1.0], False)):
+        record = make_record(["ab", "ba", "ab"], R, [9, 2, 10])
+        assert viewer.anchors_of(METHODS["hpt"], record).tolist() == [False, False, anchor]
+        A = viewer.advantages(METHODS["hpt"], record)
+        wanted = [0.0, 0.0, 1.0] if anchor else [1 / 3, -2 / 3, 1 / 3]
+        assert A.tolist() == pytest.approx(wanted)
+        pushes = [row.tolist() for row in viewer.unmasked_pushes(METHODS["hpt"], record, A, LIMIT)]
+        assert pushes[2] == pytest.approx([1 / 3 if anchor else 1 / 3 / 120] * 3)
+        assert any(map(any, pushes[:2])) != anchor
 
 
 def test_an_anchor_without_log_probs_has_pushes_where_none_are_read_and_unknown_ones_where_they_are():
@@ -152,7 +167,7 @@ def test_the_runs_own_recipe_has_its_flags_and_its_recorded_advantages(tmp_path)
     told = {about["name"]: x for about, x in zip(data["recipes"], data["groups"][0]["recipes"], strict=True)}
     assert told["dagrpo"] == {"A": [0.25, -0.25], "push": [[2, 62.5], [2, -62.5]]}  # 0.25 / (2 rows * 2 tokens)
     assert told["dagrpo_on"]["A"] == [0.5, -0.5]
-    assert replace(METHODS["dagrpo"], divisor="sequence") == viewer.read_config(run).recipe
+    assert replace(METHODS["dagrpo"], divisor="sequence") == viewer.read_recipe(run).recipe
 
 
 def test_which_groups_are_on_the_page_is_said(tmp_path, capsys):
@@ -224,7 +239,7 @@ def damage_ids(run):
         (damage_empty, [], "has no group in it yet"),
         (damage_all_lines, [], "no group in it: 2 malformed lines"),
         (damage_tokenizer, [], "--tokenizer"),
-        (damage_config, [], "config.json does not tell"),
+        (damage_config, [], "config.json lacks method"),
         (damage_ids, [], "it is not the run's"),
         (lambda run: None, ["--steps", "7"], "none of them is in rollouts.jsonl, which has 1"),
         (lambda run: None, ["--steps", "a"], "--steps a"),

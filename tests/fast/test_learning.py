@@ -155,7 +155,7 @@ def test_rows_of_a_prompt_stay_together_where_they_fit():
         return learning.pack(group, lengths, [prompt] * 3, budget)
 
     assert pack([0, 0, 1, 1, 2, 2], [10, 40, 11, 41, 12, 42], 200, budget=290) == [[0, 1], [2, 3], [4, 5]]
-    # a row of the second prompt would fit beside the first's, but then that prompt would run twice
+    # a row of the second prompt would fit with the first's, but then that prompt would run twice
     assert pack([0, 0, 0, 1, 1, 1], [10] * 6, 20, budget=90) == [[0, 1, 2], [3, 4, 5]]
     assert pack([0, 0, 0, 1], [10] * 4, 20, budget=40) == [[0, 1], [2], [3]], "too many for one batch: cut"
 

@@ -7,7 +7,9 @@ from itertools import pairwise
 import pytest
 
 import dagrpo
+from harness import evaluation
 from harness.config import GROUPS, PRESETS, Config, build_parser, parse
+from harness.evaluation import Settings
 
 MUST = ["--method", "dagrpo", "--out", "runs/x"]
 
@@ -67,6 +69,10 @@ def test_flags_overrule_the_recipe_and_nothing_else_does():
         (["--lora-rank", "-1"], "--lora-rank must be at least 0"),
         (["--data-limit", "0"], "--data-limit must be at least 1"),
         (["--judge-concurrency", "0"], "--judge-concurrency must be at least 1"),
+        (["--judge-tokens", "0"], "--judge-tokens must be at least 1"),
+        (["--judge-timeout", "0"], "--judge-timeout must be above 0"),
+        (["--judge-timeout", "inf"], "--judge-timeout must be a finite number"),
+        (["--judge-json", "xml"], "--judge-json"),
         (["--method", "sft", "--anchor-when", "hard"], "--anchor-when hard: sft samples nothing"),
     ],
 )
@@ -75,6 +81,50 @@ def test_bad_values_are_one_clear_line(capsys, given, message):
         parse([*MUST, *given])
     err = capsys.readouterr().err
     assert stop.value.code == 2 and err.count("\n") == 1 and message in err
+
+
+ODD = ["nan", "inf", "-inf", "-1", "2147483648", "1e39", "1" + "0" * 22, "1" + "0" * 399, "9" * 5000, "x", ""]
+NUMBERS = [s.name for s in fields(Config) if s.type in ("int", "float", "int | None", "float | None")]
+OF_EVAL = [s.name for s in fields(Settings) if s.type in ("int", "float", "int | None", "float | None")]
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: value[:12])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_odd_number_gets_through(capsys, name, value):
+    with pytest.raises(SystemExit) as stop:
+        parse([*MUST, f"--{name.replace('_', '-')}={value}"])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("\n") == 1 and name.replace("_", "-") in err
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: value[:12])
+@pytest.mark.parametrize("name", OF_EVAL)
+def test_no_odd_number_gets_through_to_eval(capsys, monkeypatch, name, value):
+    monkeypatch.setattr(evaluation, "load_problems", lambda *_: pytest.fail("problems were loaded first"))
+    with pytest.raises(SystemExit) as stop:
+        evaluation.parse([f"--{name.replace('_', '-')}={value}"], None)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("\n") == 1 and name.replace("_", "-") in err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--group-size 2000000000", "--batch-prompts 2000000000", "--max-new-tokens 2000000000", "--lora-rank 2000000000",
+     "--judge-concurrency 2000000000", "--batch-prompts 4096 --group-size 4096", "--preset paper --group-size 200"],
+)  # fmt: skip
+def test_what_the_system_would_end_the_program_for_is_one_line(capsys, flags):
+    with pytest.raises(SystemExit) as stop:
+        parse([*MUST, *flags.split()])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("\n") == 1 and ("no memory" in err or "must be at most" in err)
+
+
+@pytest.mark.parametrize("flags", ["--k 60000", "--batch 2000000000", "--max-new-tokens 2000000000", "--k 2000000000"])
+def test_nor_does_eval_ask_for_that_much(capsys, monkeypatch, flags):
+    monkeypatch.setattr(evaluation, "load_problems", lambda *_: pytest.fail("problems were loaded first"))
+    with pytest.raises(SystemExit) as stop:
+        evaluation.parse([*flags.split(), "--max-new-tokens", "8192"] if "--k 6" in flags else flags.split(), None)
+    assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_settings_cannot_be_changed_in_place():

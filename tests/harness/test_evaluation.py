@@ -7,9 +7,10 @@ import sys
 import pytest
 from helpers import ROOT
 
+import eval
 import fast
 from eval import main
-from harness import evaluation
+from harness import loading
 
 
 def run(*flags):
@@ -44,7 +45,7 @@ def test_a_failing_evaluation_leaves_the_old_result(run_folder, monkeypatch):
         (["--k", "-1"], "--k must be at least 0"),
         (["--k", "x"], "--k"),
         (["--temperature", "0"], "--temperature must be above 0"),
-        (["--temperature", "nan"], "--temperature must be above 0"),
+        (["--temperature", "nan"], "--temperature must be a finite number, not nan"),
         (["--limit", "0"], "--limit must be at least 1"),
         (["--per-level", "0"], "--per-level must be at least 1"),
         (["--per-level", "400"], "level 1 has no 400"),
@@ -61,7 +62,7 @@ def test_a_failing_evaluation_leaves_the_old_result(run_folder, monkeypatch):
 def test_bad_input_gets_one_line_before_a_model_is_loaded(model_folder, tmp_path, monkeypatch, capsys, flags, said):
     (tmp_path / "file").write_text("")
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(evaluation, "load_policy", lambda name: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(eval, "load_policy", lambda *_, **__: pytest.fail("the model was loaded first"))
     with pytest.raises(SystemExit) as stop:
         run("--model", model_folder, *(flag.format(tmp=tmp_path) for flag in flags))
     captured = capsys.readouterr()
@@ -74,16 +75,14 @@ def test_a_damaged_model_gets_one_line(model_folder, capsys, file):
     (model_folder / file).write_text("{")
     with pytest.raises(SystemExit) as stop:
         run("--model", model_folder)
-    assert stop.value.code == 2 and capsys.readouterr().err.startswith(
-        f"error: --model {model_folder} cannot be loaded"
-    )
+    assert stop.value.code == 2 and capsys.readouterr().err.startswith(f"error: {model_folder} cannot be loaded: ")
 
 
 def test_what_the_hub_does_not_have_gets_a_line(monkeypatch, capsys):
-    def load(name):
+    def load(name, **_):
         raise OSError("nobody/nothing is not a valid model identifier\nand a long story")
 
-    monkeypatch.setattr(evaluation, "load_policy", load)
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", load)
     with pytest.raises(SystemExit) as stop:
         run("--model", "nobody/nothing")
     err = capsys.readouterr().err

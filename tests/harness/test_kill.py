@@ -11,7 +11,7 @@ import time
 import pytest
 from helpers import ROOT
 
-from analysis.table import read_run
+from analysis.run_folders import read_run
 from harness import runfolder
 
 pytestmark = pytest.mark.extra
@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 scoring.verify = lambda response, answer: len(response) % 2 == 0
 train.main()
 """
-# every touch of a file beside the checkpoint takes a moment longer, so that a kill finds the writing half done
+# every touch of a checkpoint's file takes a moment longer, so that a kill finds the writing half done
 SLOW = """
 import sys, time
 watched = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
@@ -60,11 +60,12 @@ def wait_for_step(process, out, step):
 
 
 def result(out):
-    rows = read_run(out).rows
-    for row in rows.values():
-        for name in runfolder.MACHINE:
-            row.pop(name, None)
-    return rows, (out / "rollouts.jsonl").read_text(), (out / "checkpoint/model/model.safetensors").read_bytes()
+    rows = read_run(out).metrics.drop(columns=list(runfolder.MACHINE), errors="ignore")
+    return (
+        rows.to_csv(),
+        (out / "rollouts.jsonl").read_text(),
+        (out / "checkpoint/model/model.safetensors").read_bytes(),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_a_stopped_run_finishes_its_step_says_how_to_go_on_and_goes_on(tiny_fold
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number
     assert "add --resume" in err and "Traceback" not in err
-    done = len(read_run(out).rows)
+    done = len(read_run(out).metrics)
     assert 3 <= done < STEPS
     finish(launch(tiny_folder, out, "--resume"))
     assert result(out) == whole

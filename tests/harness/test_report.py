@@ -1,13 +1,18 @@
 """report.py: what is said of a step, and the reasons of Eq. 8-9 in words."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import NAN, deltas, groups, many, run, split
 from hypothesis import given
 
 import scoring
+import tasks
 from dagrpo import rectification_mask
-from harness.report import reasons
+from harness.console import fail
+from harness.report import reasons, show
+from rollout import Groups
 
 
 @many
@@ -42,3 +47,21 @@ def test_the_shown_groups_say_what_was_masked_and_why_there_is_no_signal(tiny_fo
     monkeypatch.setattr(scoring, "verify", lambda response, answer: False)
     run(tiny_folder, tmp_path / "b", "--show-every", "1", method="dagrpo_on", steps=1)
     assert "no signal: all 4 are wrong" in capsys.readouterr().out
+
+
+HOSTILE = {"\x1b[2J": r"\x1b[2J", "\x9b31m": r"\x9b31m", "\u202e": r"\u202e", "\ud800": r"\ud800", "\r": r"\r"}
+
+
+@pytest.mark.parametrize("sent", HOSTILE)
+def test_control_characters_are_shown_and_not_sent_to_the_terminal(sent, capsys):
+    problem = tasks.Problem(f"1+{sent}1=", f"2{sent}", "", f"a{sent}")
+    texts = [f"日本 é\n{sent}#2", "#3"]
+    rollouts = SimpleNamespace(problems=[problem], texts=texts, is_anchor=torch.tensor([False, False]))
+    A, S = torch.tensor([[0.5, -0.5]]), torch.tensor([[10.0, 1.0]])
+    keep = torch.ones(1, 2, dtype=torch.bool)
+    shown = show(Groups(rollouts, torch.tensor([[1.0, 0.0]]), S, A, keep, keep, responses=2, tokens=4), 1, 3.0)
+    with pytest.raises(SystemExit):
+        fail(f"the judge says: {sent}")
+    said = capsys.readouterr().err
+    assert shown.count(HOSTILE[sent]) == 4 and f"日本 é\n{HOSTILE[sent]}#2" in shown
+    assert sent not in shown + said and (HOSTILE[sent] in said or sent == "\r")  # a line break is one blank of the line

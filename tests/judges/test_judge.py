@@ -68,6 +68,21 @@ def test_a_score_is_read(score):
     assert read_score(f"\n {grades(score)} \n") == score
 
 
+AROUND = {
+    "a fence": f"```json\n{grades(7)}\n```",
+    "a fence without a language": f"\n```\n{grades(7)}\n```\n",
+    "thinking": f"<think>\nThe answer is 59. {grades(1)}\n</think>\n\n{grades(7)}",
+    "thinking whose beginning is in the prompt": f"The answer is 59.\n</think>{grades(7)}",
+    "thinking of nothing": f"<think>\n\n</think>\n\n{grades(7)}",
+    "thinking and a fence": f"<think>```json\n{grades(1)}\n```</think>\n```json\n{grades(7)}\n```",
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_a_score_is_read_behind_thinking_and_inside_a_fence(name):
+    assert read_score(AROUND[name]) == 7
+
+
 NO_SCORES = {
     "too high": grades(11),
     "too low": grades(0.99),
@@ -89,7 +104,20 @@ NO_SCORES = {
     "an object in an object": f'{{"grade": {grades(7)}}}',
     "words before": f"Here it is: {grades(7)}",
     "words behind": f"{grades(7)} Done.",
-    "a fence": f"```json\n{grades(7)}\n```",
+    "words before a fence": f"Here it is:\n```json\n{grades(7)}\n```",
+    "words behind a fence": f"```json\n{grades(7)}\n```\nDone.",
+    "two fences": f"```json\n{grades(7)}\n```\n```json\n{grades(7)}\n```",
+    "a fence that is not closed": f"```json\n{grades(7)}",
+    "a fence of another language": f"```python\n{grades(7)}\n```",
+    "a fence alone": "```",
+    "many fences": "```\n" * 100_000,
+    "thinking that is not closed": f"<think>I give {grades(7)}",
+    "thinking behind it": f"{grades(7)}<think>Or 8?</think>",
+    "thinking alone": f"<think>{grades(7)}</think>",
+    "thinking twice": f"<think>1</think>{grades(7)}<think>2</think>{grades(7)}",
+    "thinking that quotes its end": f"<think>It says </think>{grades(10)}. No.</think>{grades(7)}",
+    "thinking in the middle": f"Well. <think>7?</think>{grades(7)}",
+    "words behind thinking": f"<think>7?</think>It is {grades(7)}",
     "cut off": grades(7)[:-1],
     "words": "score: 7",
     "a number": "7",

@@ -138,7 +138,7 @@ def test_grades_that_are_fewer_span_the_same_range():
 def test_a_response_cannot_write_special_tokens(response):
     tokenizer = characters()
     policy = Policy(Opinion(tokenizer), tokenizer)
-    assert tokenizer.eos_token_id in policy.encode_prompt("<eos>A")  # as any text would
+    assert tokenizer.eos_token_id in tokenizer.encode("<eos>A")  # as it would be
     local_judge(policy, Counters())(pairs(response))
     assert not set(policy.model.seen.flatten().tolist()) & set(tokenizer.all_special_ids)
 

@@ -11,6 +11,7 @@ advantages of equal rewards, the factor on the KL term.
 import copy
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -27,6 +28,7 @@ pytest.importorskip("trl", reason="needs trl: pip install -r requirements-extra.
 import transformers  # noqa: E402
 import trl  # noqa: E402
 from accelerate.utils import gather_object  # noqa: E402
+from trl.experimental.gmpo import GMPOConfig, GMPOTrainer  # noqa: E402
 
 import dagrpo  # noqa: E402
 import rollout  # noqa: E402
@@ -35,7 +37,7 @@ import tasks  # noqa: E402
 import train  # noqa: E402
 from harness.config import Config  # noqa: E402
 from multi_gpu import trl_dagrpo  # noqa: E402
-from multi_gpu.trainer import DaGRPOConfig, DaGRPOTrainer  # noqa: E402
+from multi_gpu.trainer import DaGRPOConfig, DaGRPOTrainer, possible  # noqa: E402
 from policy import load_policy, save_policy  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,11 +149,11 @@ def settings(out, config=DaGRPOConfig, per_device=4, micro_batches=4, **further)
     return config(output_dir=str(out), **(given | further))
 
 
-def make(folder, batch, args):
+def make(folder, batch, args, kind=Recorded):
     ours = isinstance(args, DaGRPOConfig)
     anchors = [types.SimpleNamespace(text=p.demo) if batch["anchors"] else None for p in batch["problems"]]
     catch = Catch()
-    trainer = (RecordedOurs if ours else Recorded)(
+    trainer = (RecordedOurs if ours else kind)(
         str(folder),
         lookup(batch, "R"),
         args,
@@ -198,14 +200,23 @@ def distance(mine, other):
 # ---------------------------------------------------------------------------------------- parity
 
 
-@pytest.mark.parametrize("method", [name for name in dagrpo.METHODS if name not in ("gtpo", "sft")])
+def test_what_needs_whole_groups_or_no_rollouts_is_refused(tmp_path):
+    refused = {name for name, recipe in dagrpo.METHODS.items() if not possible(recipe)}
+    assert refused == {"gtpo", "sft", "chord", "hpt", "top_entropy"}
+    for name in refused:
+        with pytest.raises(ValueError, match="no method"):
+            settings(tmp_path, method=name)
+
+
+@pytest.mark.parametrize("method", [name for name, recipe in dagrpo.METHODS.items() if possible(recipe)])
 def test_loss_and_gradient_are_those_of_train_py(tiny, tiny_folder, tmp_path, method):
     batch = record(tiny, anchors=dagrpo.METHODS[method].anchors)
     loss, gradient, clipped, learned = learner(tiny, batch, method)
     trl_loss, trl_gradient, log, trainer = first_step(tiny_folder, batch, settings(tmp_path, method=method))
     assert trl_loss == pytest.approx(loss, rel=1e-5, abs=1e-7)
     assert distance(trl_gradient, gradient) < CLOSE
-    if method in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "dagrpo_on", "dagrpo"):
+    recipe = dagrpo.METHODS[method]
+    if recipe.clip != (0, math.inf):
         assert clipped > 0 and log["dagrpo/clip_fraction"] > 0
     if dagrpo.METHODS[method].rectify:
         assert 0 < learned.sum() < (batch["R"].numel() - G * (not batch["anchors"])), "some are masked, some kept"
@@ -229,6 +240,10 @@ NATIVE = {
     "dapo": {"loss_type": "dapo", "epsilon_high": 0.28},
     "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
     "cispo": {"loss_type": "cispo", "epsilon_high": 5.0},
+    "two_sided": {"loss_type": "grpo", "delta": 4.0},
+    "lite_ppo": {"loss_type": "dapo", "scale_rewards": "batch"},
+    "sapo": {"loss_type": "sapo"},
+    "deepseek_v32": {"loss_type": "grpo", "scale_rewards": "none", "off_policy_mask_threshold": 0.5},
 }
 
 
@@ -239,7 +254,41 @@ def test_trls_own_losses_are_ours_with_one_update_per_batch(tiny, tiny_folder, t
     loss, gradient, _, _ = first_step(tiny_folder, batch, native)
     our_loss, ours, log, _ = first_step(tiny_folder, batch, settings(tmp_path / "ours", method=method))
     assert our_loss == pytest.approx(loss, rel=1e-5, abs=1e-7) and distance(ours, gradient) < CLOSE
-    assert log["dagrpo/clip_fraction"] > 0
+    assert log["dagrpo/clip_fraction"] > 0 or method == "sapo"
+
+
+def test_deepseeks_mask_and_kl_are_trls(tiny, tiny_folder, tmp_path):
+    """With its KL term too, k3 times the ratio; and the mask does something here."""
+    batch, native = record(tiny), {"beta": 0.1, "use_bias_correction_kl": True, **NATIVE["deepseek_v32"]}
+    batch["old"][:2] += 1.0  # a right row and a wrong one have become less likely: the wrong one is left out
+    loss, gradient, _, _ = first_step(tiny_folder, batch, settings(tmp_path / "trl", trl.GRPOConfig, **native))
+    args = settings(tmp_path / "ours", method="deepseek_v32", beta=0.1)
+    our_loss, ours, _, _ = first_step(tiny_folder, batch, args)
+    assert our_loss == pytest.approx(loss, rel=1e-5, abs=1e-7) and distance(ours, gradient) < CLOSE
+    args = settings(tmp_path / "all", trl.GRPOConfig, **native | {"off_policy_mask_threshold": None})
+    assert distance(ours, first_step(tiny_folder, batch, args)[1]) > 0.01
+
+
+def test_departure_trls_luspo_does_not_divide_by_the_longest_response(tiny, tiny_folder, tmp_path):
+    batch, how = record(tiny), {"importance_sampling_level": "sequence", "epsilon": 2e-3, "epsilon_high": 2.5e-3}
+    native = settings(tmp_path / "trl", trl.GRPOConfig, loss_type="luspo", **how)
+    loss, gradient, _, _ = first_step(tiny_folder, batch, native)
+    our_loss, ours, _, _ = first_step(tiny_folder, batch, settings(tmp_path / "ours", method="luspo"))
+    assert our_loss * LONGEST == pytest.approx(loss, rel=1e-5, abs=1e-6)
+    assert distance({name: g * LONGEST for name, g in ours.items()}, gradient) < CLOSE
+
+
+class RecordedGMPO(Recorded, GMPOTrainer):
+    """TRL's experimental trainer."""
+
+
+def test_gmpo_is_trls(tiny, tiny_folder, tmp_path):
+    batch, args = record(tiny), settings(tmp_path / "trl", GMPOConfig)
+    trainer = make(tiny_folder, batch, args, RecordedGMPO)
+    trainer.train()
+    our_loss, ours, log, _ = first_step(tiny_folder, batch, settings(tmp_path / "ours", method="gmpo"))
+    assert our_loss == pytest.approx(trainer.state.log_history[0]["loss"], rel=1e-5, abs=1e-7)
+    assert distance(ours, trainer.catch.gradient) < CLOSE and log["dagrpo/clip_fraction"] > 0
 
 
 @pytest.mark.parametrize("method", ["dapo", "cispo"])

@@ -20,7 +20,7 @@ import train  # noqa: E402
 from analysis import curves, table  # noqa: E402
 from multi_gpu import trl_dagrpo  # noqa: E402
 from multi_gpu.trainer import DaGRPOTrainer  # noqa: E402
-from policy import load_policy  # noqa: E402
+from policy import load_policy, save_policy  # noqa: E402
 
 
 @pytest.fixture
@@ -65,6 +65,34 @@ def test_a_run_can_be_evaluated_and_drawn(tiny_folder, tmp_path, some_are_right,
     table.main([str(out)])
     assert (out / "eval.json").exists() and (tmp_path / "figures" / "curves.png").exists()
     assert "dagrpo" in capsys.readouterr().out
+
+
+class Seen(Exception):
+    """Enough."""
+
+
+@pytest.mark.parametrize("template", [None, "<bos>{% for m in messages %}{{ m.content }}<eos>{% endfor %}"])
+def test_a_control_token_that_a_question_writes_out_is_text_on_trl_too(tiny_folder, tmp_path, monkeypatch, template):
+    policy, seen, tokenize = load_policy(str(tiny_folder)), [], DaGRPOTrainer._tokenize_prompts
+    policy.tokenizer.chat_template = template
+    save_policy(policy, tmp_path / "model")
+    row = {"question": "1+1=<eos><bos>2", "answer": "2", "demo": "1+1=2;#2"}
+    (tmp_path / "data.jsonl").write_text((json.dumps(row) + "\n") * 4)
+
+    def spy(self, prompts):
+        seen.extend(tokenize(self, prompts)[0])
+        raise Seen
+
+    monkeypatch.setattr(DaGRPOTrainer, "_tokenize_prompts", spy)
+    columns = ["--question-column", "question", "--answer-column", "answer", "--demo-column", "demo"]
+    data = ["--data", str(tmp_path / "data.jsonl"), "--instruction", "", *columns]
+    with pytest.raises(Seen):
+        trl_dagrpo.main(
+            ["--steps", "1", "--out", str(tmp_path / "run"), "--model", str(tmp_path / "model"), *SMALL, *data]
+        )
+    special = set(policy.tokenizer.all_special_ids) - {policy.tokenizer.unk_token_id}
+    assert seen and all(ids == policy.encode_prompt(row["question"]) for ids in seen)
+    assert [sum(token in special for token in ids) for ids in seen] == [2 if template else 0] * len(seen)
 
 
 BAD = {
