@@ -53,6 +53,10 @@ def test_both_paths_agree_and_a_row_in_a_batch_is_the_row_alone(family, sampled_
     assert found["log_probs"] <= 2e-5 and found["gradients"] <= 1e-5
 
 
+def test_the_window_of_a_model_of_several_parts_is_that_of_its_text():
+    assert tiny("gemma3").window == tiny("gemma3_text").window == 256
+
+
 def test_the_differences_are_of_something(monkeypatch):
     """A path that shifts positions is noticed, in log-probs and in gradients."""
     policy = tiny("llama")

@@ -38,7 +38,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from analysis.bench.growth import GrowthPoint
 from analysis.bench.step import Case, measure
@@ -187,7 +188,10 @@ def sizes_table(found: list[dict[str, Any]]) -> str:
 
 
 def random_model(shape: Shape, folder: Path) -> None:
-    """A model of this shape and nothing learned: bf16 weights, and the built-in task's tokenizer."""
+    """A model of this shape and nothing learned: bf16 weights, and the built-in task's tokenizer with words to fill it.
+
+    Without the words, most of the outputs would be ids without a token, which are left out (Policy.of_tokens).
+    """
     kind = Qwen2Config if shape.bias else LlamaConfig
     config = kind(
         vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=shape.mlp,
@@ -196,7 +200,12 @@ def random_model(shape: Shape, folder: Path) -> None:
     )  # fmt: skip
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    save_policy(Policy(model, build_tokenizer()), folder)
+    tokenizer = build_tokenizer()
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    described["model"]["vocab"] |= {f"<{i}>": i for i in range(len(tokenizer), shape.vocabulary)}
+    filled = Tokenizer.from_str(json.dumps(described))
+    names = {name: getattr(tokenizer, name) for name in ("pad_token", "bos_token", "eos_token", "unk_token")}
+    save_policy(Policy(model, PreTrainedTokenizerFast(tokenizer_object=filled, **names)), folder)
 
 
 def measure_on_gpu() -> Iterator[dict[str, Any]]:

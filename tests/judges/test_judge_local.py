@@ -96,7 +96,7 @@ def test_a_prompt_beyond_the_context_is_no_score(grader):
 class Opinion:
     """In place of a model: the same logits after every prompt, -20 where nothing is said."""
 
-    config, device = SimpleNamespace(), torch.device("cpu")
+    config, device = SimpleNamespace(get_text_config=SimpleNamespace), torch.device("cpu")
 
     def __init__(self, tokenizer, **logits):
         self.logits = torch.full((len(tokenizer),), -20.0)
