@@ -172,7 +172,7 @@ async def ask(
     stop: asyncio.Event | None = None,
     any_reply: bool = False,
 ) -> Answer:
-    """One request with its retries, until there is a score (or `any_reply`), or `stop` is set. Raises for nothing."""
+    """One request with its retries, until there is a score (or `any_reply`), or `stop` is set. Never raises."""
     answer, calls, tokens, stop = Answer(error="not asked"), 0, 0, stop or asyncio.Event()
     for attempt in range(endpoint.retries + 1):
         if stop.is_set():
@@ -199,36 +199,29 @@ async def settle(client: Any, endpoint: Endpoint) -> tuple[dict[str, Any], str]:
         "temperature": [{"temperature": 0.0}, {}],
         "max_": ["max_tokens", "max_completion_tokens"],
     }
-    tokens, calls, found = endpoint.reply_tokens or SHORT, 0, None
+    tokens, calls, found, scored = endpoint.reply_tokens or SHORT, 0, None, False
     text = prompt(EXAMPLE_PROBLEM, EXAMPLE_PROBLEM.demo)
     while True:
-        mode, temperature, length = (ways[0] for ways in left.values())
-        answer = await ask(client, endpoint, text, build_form(mode, temperature, length, tokens), any_reply=True)
+        asked = (*(ways[0] for ways in left.values()), tokens)
+        answer = await ask(client, endpoint, text, build_form(*asked), any_reply=True)
         calls += answer.calls
-        grow = answer.thinks and not endpoint.reply_tokens and tokens == SHORT
-        tokens = LONG if grow else tokens
         if answer.replied and (found is None or not isnan(answer.score)):
-            found = (mode, temperature, length, tokens)
-        if not isnan(answer.score):
-            break
-        if grow:
+            found, scored = asked, not isnan(answer.score)
+        if answer.thinks and tokens == SHORT and not endpoint.reply_tokens:
+            tokens = LONG
             continue
         named = [word for word in left if word in answer.error]
-        if not (answer.refused or answer.replied or named):
-            raise JudgeDown(down(endpoint, answer.error))
-        suspects = ["response_format"] if answer.replied else named or left
+        suspects = ["response_format"] if answer.replied else named or (left if answer.refused else [])
         blamed = next((word for word in suspects if len(left[word]) > 1), None)
-        if blamed is None:
+        if not isnan(answer.score) or blamed is None:
             break
         left[blamed].pop(0)
     if found is None:
         raise JudgeDown(down(endpoint, answer.error))
     mode, temperature, length, tokens = found
-    said = (
-        f"judge {endpoint.model}: response_format {mode}, {'temperature 0' if temperature else 'its own temperature'}"
-    )
-    said += f", {length} {tokens} (requests to find out: {calls})"
-    return build_form(*found), said if not isnan(answer.score) else f"{said}; it gave a sample no score: {answer.error}"
+    heat = "temperature 0" if temperature else "its own temperature"
+    said = f"judge {endpoint.model}: response_format {mode}, {heat}, {length} {tokens} (requests to find out: {calls})"
+    return build_form(*found), said if scored else f"{said}; it gave a sample no score: {answer.error}"
 
 
 def build_form(mode: str, temperature: dict[str, float], length: str, tokens: int) -> dict[str, Any]:

@@ -89,6 +89,17 @@ def thinks_in_tags(body):
     return Reply(f"<think>59 is right.</think>\n{grades(7)}")
 
 
+def thinks_in_a_small_window(body):
+    """8192 tokens are more than it takes."""
+    if body.get("max_tokens", body.get("max_completion_tokens")) > 4000:
+        return refusal("max_tokens is too large: 8192. This model supports at most 4096 completion tokens.")
+    return thinks_in_tags(body)
+
+
+def thinks_and_breaks(body):
+    return Reply("<think>", finish_reason="length") if body["max_tokens"] < 2000 else Reply(status=500)
+
+
 SCHEMA, OBJECT = ({"response_format": JSON_MODES[mode]} for mode in ("json_schema", "json_object"))
 ZERO, CAP = {"temperature": 0.0}, {"max_tokens": SHORT}
 SERVERS = {  # what the server does: what it is asked in the end, and after how many requests
@@ -103,7 +114,8 @@ SERVERS = {  # what the server does: what it is asked in the end, and after how 
     "JSON mode spoils it": (words_with_json, ZERO | CAP, 3),
     "thinks long": (thinks_long, SCHEMA | ZERO | {"max_tokens": LONG}, 2),
     "thinks unseen": (thinks_unseen, SCHEMA | ZERO | {"max_tokens": LONG}, 2),
-    "thinks in tags": (thinks_in_tags, SCHEMA | ZERO | {"max_tokens": LONG}, 1),
+    "thinks in tags": (thinks_in_tags, SCHEMA | ZERO | {"max_tokens": LONG}, 2),
+    "thinks in a small window": (thinks_in_a_small_window, SCHEMA | ZERO | CAP, 3),
 }
 
 
@@ -130,6 +142,13 @@ def test_it_finds_out_how_to_ask_and_says_so_in_one_line(server, capsys, name):
     assert judge(pairs("#58")) == [7]
     assert form_of(server.bodies[-1]) == form
     assert counters.calls == 1, "finding out is not part of a step's cost"
+
+
+def test_what_got_a_reply_is_kept_when_another_form_breaks_the_server(server, capsys):
+    serve(server, thinks_and_breaks)
+    http_judge(endpoint(server, form=None, retries=0), Counters())
+    said = capsys.readouterr().err
+    assert f"max_tokens {SHORT} " in said and "no score: HTTP 500" in said
 
 
 def test_the_sample_is_small_and_its_own(server):

@@ -146,7 +146,8 @@ def test_redirects_are_not_followed(server, status, host):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_two_signals_end_a_run_whose_judge_hangs(server, tiny_folder, tmp_path, number):
-    server.reply = lambda text, number: SLOW["drips its body"] if number else Reply()
+    for_ever = drip(JSON + b"Content-Length: 1000000\r\n\r\n", repeat(b" "))
+    server.reply = lambda text, number: for_ever if number else Reply()
     flags = ["--method", "dagrpo", "--model", str(tiny_folder), "--out", str(tmp_path / "run"), "--steps", "2"]
     flags += ["--batch-prompts", "2", "--group-size", "2", "--updates-per-batch", "1", "--judge-timeout", "600"]
     flags += ["--scorer", "judge", "--judge-url", server.url, "--judge-name", "grader"]
@@ -156,7 +157,7 @@ def test_two_signals_end_a_run_whose_judge_hangs(server, tiny_folder, tmp_path, 
         for _ in range(2):
             run.send_signal(number)
             time.sleep(0.5)
-        _, err = run.communicate(timeout=10)
+        _, err = run.communicate(timeout=60)  # a busy machine takes seconds to end Python at all
     finally:
         run.kill()
     assert run.returncode == 128 + number
