@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - full-width letters and signs of maths are what is tested
 r"""verifier.py on pairs of response and gold answer, by kind: what people meet in data sets and in what models write.
 
 PAIRS were made up before the verifier was rewritten. The rewrite was worked on with every other one of them (`[::2]`);
