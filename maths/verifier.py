@@ -37,7 +37,7 @@ TIME = re.compile(r"\d?\d:[0-5]\d", re.ASCII)  # half past three is no ratio
 NAME = re.compile(r"([A-Za-z]|\\[a-z]+)(_\w+|_\{\w+\})?\s*=\s*")
 SEVERAL = re.compile(r"[,;]|\b(?:and|or)\b")
 UNFINISHED = re.compile(r"[-+=;#.\s\d]*|\w+", re.ASCII)  # 17-3 is no final answer, and math-verify would work it out
-NOT_LATEX = re.compile(r"«|'|\\boxed|\d_|\d\.?[eE][-+]?\d")  # words, a number in some base, an e that is not Euler's
+NOT_LATEX = re.compile(r"[{(\[]{9}|«|'|\\boxed|\d_|\d\.?[eE][-+]?\d")  # hostile, words, a base, no Euler's e
 
 
 def verify(response: str, answer: str, ended: bool = True) -> bool:
