@@ -51,10 +51,12 @@ def recount(groups: list[dict[str, Any]], discarded: bool = False) -> dict[str, 
     rows = []
     for group in groups:
         columns = zip(*(group["responses" if name == "text" else name] for name in names), strict=True)
-        rows += [dict(zip(names, row, strict=True), level=group["level"], answer=group["answer"]) for row in columns]
+        own = [dict(zip(names, row, strict=True), level=group["level"], answer=group["answer"]) for row in columns]
+        ended = group.get("ended", [True] * len(own))  # older runs do not say
+        rows += [{**row, "ended": yes} for row, yes in zip(own, ended, strict=True)]
     sampled, signal = [row for row in rows if not row["is_anchor"]], [row for row in rows if row["A"]]
     for row in sampled:
-        row["right"] = verify(row["text"], row["answer"])
+        row["right"] = verify(row["text"], row["answer"], row["ended"])
     by_level = {level: [row for row in sampled if row["level"] == level] for level in {g["level"] for g in groups}}
     kept = [any(a and keep for a, keep in zip(g["A"], g["keep"], strict=True)) for g in groups]
     unscored = [any(a and s is None for a, s in zip(g["A"], g["S"], strict=True)) for g in groups]

@@ -17,7 +17,7 @@ def run(tiny_folder, tmp_path_factory):
     """Six steps. Even lengths count as right, as the tiny policy never is: here and in the recount."""
     patch = pytest.MonkeyPatch()
     for module in (scoring, soak):
-        patch.setattr(module, "verify", lambda response, answer: len(response) % 2 == 0)
+        patch.setattr(module, "verify", lambda response, answer, ended=True: len(response) % 2 == 0)
     out = tmp_path_factory.mktemp("soak") / "run"
     small = ["--batch-prompts", "4", "--group-size", "4", "--max-new-tokens", "44", "--show-every", "0"]
     flags = ["--method", "dagrpo", "--delta", "2", "--steps", "6", "--model", str(tiny_folder), "--out", str(out)]

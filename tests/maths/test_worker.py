@@ -113,7 +113,7 @@ def test_answers_that_ran_out_of_time_are_counted_once_however_often_they_are_as
     assert worker.take_timeouts() == 1, "a kept verdict is one of the step that asks for it again"
 
 
-def slow_if_long(response, answer):
+def slow_if_long(response, answer, ended=True):
     """A verifier that runs out of time on every response of 12 characters and more."""
     return worker.equal(response if len(response) < 12 else f"hang {response}", answer)
 
@@ -138,7 +138,7 @@ def test_an_evaluation_says_how_many_answers_ran_out_of_time(stub, monkeypatch, 
     asked = ["--benchmarks", "test", "--per-level", "1", "--k", "0"]
     evaluation.main(["--model", str(tiny_folder), *asked])
     assert "answers took the verifier over 0.3 s: wrong" in capsys.readouterr().err
-    monkeypatch.setattr(scoring, "verify", lambda response, answer: True)
+    monkeypatch.setattr(scoring, "verify", lambda response, answer, ended=True: True)
     evaluation.main(["--model", str(tiny_folder), *asked])
     assert "took the verifier" not in capsys.readouterr().err
 
