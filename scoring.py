@@ -129,8 +129,9 @@ def holds(step: str) -> bool:
 
 
 def rewards(rollouts: Rollouts) -> Tensor:
-    """R (B, G) of every response, anchors included."""
-    values = [float(verify(text, problem.answer)) for problem, text in _pairs(rollouts)]
+    """R (B, G) of every response, anchors included. One that was cut off is right only if its answer is marked."""
+    rows = zip(_pairs(rollouts), rollouts.ended.tolist(), strict=True)
+    values = [float(verify(text, problem.answer, ended)) for (problem, text), ended in rows]
     return torch.tensor(values).view(len(rollouts.problems), -1)
 
 

@@ -91,6 +91,7 @@ def records(groups: Groups, step: int) -> list[dict[str, Any]]:
                 "A": groups.advantages[b].tolist(),
                 "keep": groups.keep[b].tolist(),
                 "is_anchor": rollouts.is_anchor[rows.start : rows.stop].tolist(),
+                "ended": rollouts.ended[rows.start : rows.stop].tolist(),
             }
         )
     return lines

@@ -101,7 +101,7 @@ def sample(
             "answer": problems[i].answer,
             "response": text,
             "tokens": tokens,
-            "right": scoring.verify(text, problems[i].answer),
+            "right": scoring.verify(text, problems[i].answer, ended),
             "ended": ended,
         }
         for (i, number), text, tokens, ended in zip(

@@ -1,8 +1,9 @@
-"""Problems from a data set, as a list of tasks.Problem: GSM8K, MATH, OpenR1-Math-46k-8192, or any with named columns.
+r"""Problems from a data set, as a list of tasks.Problem: GSM8K, MATH, OpenR1-Math-46k-8192, or any with named columns.
 
 The paper trains on OpenR1-Math-46k-8192 (Section 6): NuminaMath problems with verified responses of DeepSeek-R1, which
 are both the judge's reference and the anchors. `LAYOUTS` says which column holds what; a layout is found by its
-columns, and flags name the columns of any other. A source is a hub id, or a local .jsonl, .json or .parquet file
+columns, and flags name the columns of any other. Of a whole solution in the place of the answer, what is marked is the
+answer: the last \boxed{} or what follows ####. A source is a hub id, or a local .jsonl, .json or .parquet file
 (rows.py reads them).
 
 Data come from outside, so a row that cannot be used (no question, an answer that the verifier cannot read, text that is
@@ -20,10 +21,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from itertools import chain, islice
 from typing import Any
 
 from harness.console import Parser, fail
+from maths.final import final_answer
 from maths.rows import quote, read_rows
 from maths.verifier import readable
 from tasks import Problem
@@ -33,6 +36,7 @@ CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's marks: <<48/2=24>>
 ALL = "all"  # the level of problems without one
 LEVEL_COLUMNS = ("level", "subject", "type", "category")
 MOST_LEVELS = 30  # a column of more values does not group anything
+LEFT_UNUSED = ("body", "context", "passage")  # a question without it is seldom one
 LONGEST_ANSWER = 1000  # characters; what is longer is no final answer
 
 
@@ -40,6 +44,7 @@ LONGEST_ANSWER = 1000  # characters; what is longer is no final answer
 class Layout:
     """Which column holds what. A dot leads into a column (`reward_model.ground_truth`); None: there is no such column.
 
+    A question may be in several columns, with commas between them.
     In a column of chat messages, the last one of the user (question) or of the assistant (demonstration) counts.
     """
 
@@ -54,6 +59,9 @@ LAYOUTS = (
     Layout("OpenR1-Math (chat messages)", "prompt", "reward_model.ground_truth", demo="target"),
     Layout("MATH", "problem", "answer", demo="solution"),
     Layout("GSM8K", "question", "answer", demo="answer"),  # "<solution>\n#### <answer>" in one column
+    Layout("MATH, NuminaMath (answer in the solution)", "problem", "solution", demo="solution"),
+    Layout("SVAMP", "Body,Question", "Answer"),
+    Layout("ASDiv", "body,question", "answer"),
 )
 
 
@@ -62,12 +70,18 @@ class Report:
     """What became of the rows of a source."""
 
     layout: Layout
+    unused: str = ""  # a column that may belong to the question
     rows: int = 0
     skipped: Counter[str] = field(default_factory=Counter)  # reason -> rows
     first: dict[str, str] = field(default_factory=dict)  # reason -> the first such row, shortened and safe to print
 
     def __str__(self) -> str:
         lines = [f"{self.rows - self.skipped.total():,} of {self.rows:,} rows used; layout {self.layout.name}"]
+        if self.unused:
+            both = f"{self.unused},{self.layout.question}"
+            lines.append(
+                f"column {self.unused} is not used: if it belongs to the question, give --question-column {both}"
+            )
         lines += [f"skipped {n:,}: {reason}, first {self.first[reason]}" for reason, n in self.skipped.most_common()]
         return "\n".join(lines)
 
@@ -111,7 +125,10 @@ def to_problems(
     ahead = list(islice(rows, 1000))  # the first may be a broken one: look at more to learn the columns
     if not ahead:
         fail(f"{source} holds no rows")
-    report = Report(find_layout(ahead, source, given or {}))
+    layout = find_layout(ahead, source, given or {})
+    columns = dict.fromkeys(name for row in ahead if isinstance(row, dict) for name in row)
+    used = [layout.answer, layout.demo, *split_columns(layout.question, columns)]
+    report = Report(layout, next((n for n in columns if n.lower() in LEFT_UNUSED and n not in used), ""))
     problems: list[Problem] = []
     for row in chain(ahead, rows):
         if limit is not None and len(problems) == limit:
@@ -138,10 +155,12 @@ def find_layout(rows: list[Any], source: str, given: dict[str, str | None]) -> L
     given = {part: name for part, name in given.items() if name}
     there = f"columns found: {', '.join(map(quote, islice(columns, 40))) or 'none'}"
     for part, name in given.items():
-        if name not in columns:
-            fail(f"{source}: --{part}-column {name}: there is no such column; {there}")
-    fits = {layout: sum({layout.question, layout.answer} <= row for row in found) for layout in LAYOUTS}
-    layout = max(fits, key=fits.get)
+        for column in split_columns(name, columns) if part == "question" else [name]:
+            if column not in columns:
+                fail(f"{source}: --{part}-column {column}: there is no such column; {there}")
+    parts = {layout: {*split_columns(layout.question, columns), layout.answer} for layout in LAYOUTS}
+    fits = {layout: sum(parts[layout] <= row for row in found) for layout in LAYOUTS}
+    layout = max(fits, key=lambda layout: (fits[layout], len(parts[layout])))  # with its body, if there is one
     if {"question", "answer"} <= given.keys():  # overruled as a whole: nothing is taken from it
         layout = Layout("by flags", "", "")
     elif not fits[layout]:
@@ -165,6 +184,15 @@ def names(row: dict[str, Any], prefix: str = "", depth: int = 3) -> Iterator[str
             yield from names(value, f"{prefix}{name}.", depth - 1)
 
 
+def split_columns(name: str, columns: Iterable[str]) -> list[str]:
+    """The columns of a question, in order; a name with a comma in it may also be a column's.
+
+    >>> split_columns("Body,Question", ["Body", "Question"]), split_columns("Question, asked", ["Question, asked"])
+    (['Body', 'Question'], ['Question, asked'])
+    """
+    return [name] if name in columns else [part.strip() for part in name.split(",")]
+
+
 def pick(row: dict[str, Any], column: str | None) -> Any:
     """The value of a column, nested by dots; None where it is missing."""
     if column is None or column in row:
@@ -183,22 +211,22 @@ def to_problem(row: Any, layout: Layout) -> Problem:
     """
     if not isinstance(row, dict):
         raise Unusable("not a row with named columns", row)
-    question = clean(text_of(pick(row, layout.question), "user", "question"), "question")
+    parts = [pick(row, column) for column in split_columns(layout.question, row)]
+    question = " ".join(clean(text_of(part, "user", "question"), "question").strip() for part in parts)
     gold = clean(text_of(pick(row, layout.answer), "assistant", "answer"), "answer")
     value = pick(row, layout.demo)
+    if any(mark in gold for mark in ("####", "\\boxed", "\\fbox")):
+        gold = clean(final_answer(gold, ended=False) or "", "answer")
+    elif layout.demo == layout.answer:  # question and bare answer: there is no demonstration
+        value = None
     demo = "" if value is None else clean(text_of(value, "assistant", "demonstration"), "demonstration", empty=True)
-    _, mark, final = gold.rpartition("####")
-    if mark:
-        gold = clean(final, "answer").strip()
     if "####" in demo:
         demo = CALCULATOR.sub("", demo)
-    elif layout.demo == layout.answer:  # question and bare answer: there is no demonstration
-        demo = ""
     if len(gold) > LONGEST_ANSWER:
         raise Unusable(f"an answer of more than {LONGEST_ANSWER:,} characters", gold)
     if not readable(gold):
         raise Unusable("an answer that the verifier cannot read", gold)
-    return Problem(question.strip(), gold.strip(), demo, level_of(pick(row, layout.level)))
+    return Problem(question, gold.strip(), demo, level_of(pick(row, layout.level)))
 
 
 def text_of(value: Any, role: str, what: str) -> str:
@@ -223,8 +251,10 @@ def text_of(value: Any, role: str, what: str) -> str:
         return str(value)
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:.0f}" if value.is_integer() else repr(value)
-    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
-        return ", ".join(value)  # a problem with several answers
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    if isinstance(value, list) and value and len(set(map(type, value))) == 1 and not isinstance(value[0], list):
+        return ", ".join(text_of(part, role, what) for part in value)  # a problem with several answers
     raise Unusable("an answer of a wrong type", value)
 
 

@@ -70,10 +70,22 @@ def parse(text: bytes, path: Path, line: int | None = None) -> Any:
     try:
         return json.loads(text.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
+        if line == 1 and spans_lines(path):
+            fail(
+                f"{path} holds a JSON object over several lines: write a row on one line, or all rows as a list, [...]"
+            )
         fail(f"{path}, line {line or error.lineno}: not JSON ({error.msg}, column {error.colno})")
     except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, brackets without end
         where = f", line {line}" if line else ""
         fail(f"{path}{where}: not JSON that can be read ({str(error)[:100]})")
+
+
+def spans_lines(path: Path) -> bool:
+    """Does the file begin with a JSON object that is more than one line?"""
+    try:
+        return isinstance(json.JSONDecoder().raw_decode(path.read_text("utf-8-sig").lstrip())[0], dict)
+    except (ValueError, RecursionError, OSError):
+        return False
 
 
 def parquet_rows(path: Path) -> Iterator[Any]:

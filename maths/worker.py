@@ -22,6 +22,7 @@ import time
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 
 LIMIT = 5.0  # seconds for one question
 START_LIMIT = 120.0  # seconds for the worker to start
@@ -35,7 +36,7 @@ COMMAND = [sys.executable, "-c", SERVE]
 _process: subprocess.Popen[str] | None = None
 _lock = threading.Lock()
 # a set, so that it does not matter how often an answer is looked at, nor whether its verdict was kept
-_over_time: set[tuple[str, str]] = set()
+_over_time: set[tuple[str, str | None]] = set()
 
 
 def equal(gold: str, answer: str) -> bool:
@@ -55,14 +56,20 @@ def equal(gold: str, answer: str) -> bool:
 def parses(gold: str) -> bool:
     r"""Can math-verify read this piece of LaTeX? It may raise what `equal` may.
 
+    False only if it said so. A gold answer without a verdict, after two tries, is kept, and counted: no answer equals
+    it, whereas a stalled machine must not change which problems there are.
+
     >>> parses("x^2 + 1"), parses("?")
     (True, False)
     """
-    return bool(_ask(gold, None))
+    verdict = _ask(gold, None)
+    if verdict is None:
+        _over_time.add((gold, None))
+    return verdict is not False
 
 
 def take_timeouts() -> int:
-    """How many different answers had no verdict within LIMIT since this was last asked: they counted as wrong."""
+    """How many different answers (or gold answers) had no verdict within LIMIT since this was last asked."""
     count = len(_over_time)
     _over_time.clear()
     return count
@@ -72,7 +79,7 @@ def take_timeouts() -> int:
 def _ask(gold: str, answer: str | None) -> bool | None:
     """None: out of time."""
     with _lock:
-        for _ in range(2):  # somebody else may have killed the worker: then the question is asked again
+        for last in (False, True):  # once more if somebody else has killed the worker, or for a gold answer
             process = _running()
             try:
                 reply, in_time = _exchange(process, json.dumps([gold, answer]), LIMIT)
@@ -82,7 +89,7 @@ def _ask(gold: str, answer: str | None) -> bool | None:
             if reply:
                 return json.loads(reply)
             _stop()
-            if not in_time:
+            if not in_time and (last or answer is not None):
                 return None
     return False
 
@@ -91,19 +98,20 @@ def _running() -> subprocess.Popen[str]:
     global _process
     if _process and _process.poll() is None:
         return _process
-    _stop()
-    _process = subprocess.Popen(
-        COMMAND,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        encoding="ascii",
-        start_new_session=True,  # Ctrl-C is for the main program, which may want to finish a step
-        env={**os.environ, "PYTHONHASHSEED": "0"},  # sympy's order of terms follows the hashes, a verdict must not
-    )
-    if _exchange(_process, None, START_LIMIT)[0] != "ready\n":
+    for _ in range(3):  # it may be killed while it starts
         _stop()
-        raise RuntimeError("the process that checks answers did not start; is math-verify installed?")
-    return _process
+        _process = subprocess.Popen(
+            COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="ascii",
+            start_new_session=True,  # Ctrl-C is for the main program, which may want to finish a step
+            env={**os.environ, "PYTHONHASHSEED": "0"},  # sympy's order of terms follows the hashes, a verdict must not
+        )
+        if _exchange(_process, None, START_LIMIT)[0] == "ready\n":
+            return _process
+    _stop()
+    raise RuntimeError("the process that checks answers did not start; is math-verify installed?")
 
 
 def _exchange(process: subprocess.Popen[str], line: str | None, limit: float) -> tuple[str, bool]:
@@ -165,7 +173,7 @@ def serve() -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)  # a parser's chatter must not be taken for a reply
-    import math_verify
+    from maths import symbolic
 
     os.dup2(silence, 2)  # the traceback of a missing package is seen, what sympy has to say later is not
     logging.disable()
@@ -177,23 +185,14 @@ def serve() -> None:
     for line in sys.stdin:
         if hasattr(signal, "alarm"):
             signal.alarm(60)  # ends a worker whose main program was killed, and the timer with it
-        print(json.dumps(_verdict(math_verify, *json.loads(line))), file=replies, flush=True)
+        print(json.dumps(_verdict(symbolic, *json.loads(line))), file=replies, flush=True)
         if hasattr(signal, "alarm"):
             signal.alarm(0)
 
 
-def _verdict(math_verify: object, gold: str, answer: str | None) -> bool:
-    # LaTeX only: math-verify's reader of plain expressions calls Python's eval
-    latex = [math_verify.LatexExtractionConfig(boxed_match_priority=0)]
-
-    def parse(text: str) -> list:
-        return math_verify.parse(rf"\boxed{{{text}}}", latex, fallback_mode="no_fallback", parsing_timeout=None)
-
+def _verdict(symbolic: ModuleType, gold: str, answer: str | None) -> bool:
     try:
-        wanted = parse(gold)
-        if answer is None or not wanted:
-            return bool(wanted)
-        return bool(math_verify.verify(wanted, parse(answer), timeout_seconds=None))
+        return symbolic.read(gold) is not None if answer is None else symbolic.same(gold, answer)
     except Exception:  # a bug of a parser on strange text, too deep a recursion, no memory
         return False
 

@@ -175,7 +175,7 @@ def asked(monkeypatch):
         return sample_groups(policy, problems, counts, min(max_new_tokens, 8), temperature, greedy)
 
     monkeypatch.setattr(fast, "sample_groups", noted)
-    monkeypatch.setattr(scoring, "verify", lambda response, answer: len(response) % 2 == 0)
+    monkeypatch.setattr(scoring, "verify", lambda response, answer, ended=True: len(response) % 2 == 0)
     return calls
 
 

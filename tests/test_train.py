@@ -39,7 +39,7 @@ def test_a_step_without_signal_is_one_with_gradient_zero(tiny_folder, tmp_path, 
     """AdamW's momentum moves on in it; a parameter without a gradient would be left out."""
     run(tiny_folder, tmp_path / "run", steps=1, method="dr_grpo")
     before = weights(tmp_path / "run")
-    monkeypatch.setattr(scoring, "verify", lambda response, answer: False)
+    monkeypatch.setattr(scoring, "verify", lambda response, answer, ended=True: False)
     rows = run(tiny_folder, tmp_path / "run", "--resume", steps=2, method="dr_grpo")
     assert float(rows[0]["grad_norm"]) > 0 and float(rows[1]["grad_norm"]) == 0
     assert not torch.equal(before, weights(tmp_path / "run"))
@@ -87,7 +87,8 @@ def test_rollouts_hold_what_the_functions_say(tiny_folder, tmp_path):
     run(tiny_folder, tmp_path / "run", "--delta", "2", steps=1)
     for group in groups_of(tmp_path / "run"):
         problem = tasks.solve(group["question"], group["level"])
-        assert group["R"] == [float(scoring.verify(text, problem.answer)) for text in group["responses"]]
+        texts = zip(group["responses"], group["ended"], strict=True)
+        assert group["R"] == [float(scoring.verify(text, problem.answer, ended)) for text, ended in texts]
         assert group["S"] == [scoring.score(text, problem) for text in group["responses"]]
         A = dagrpo.group_advantages(torch.tensor([group["R"]]))
         torch.testing.assert_close(torch.tensor([group["A"]]), A)
@@ -106,7 +107,7 @@ def test_single_update_ratios_are_one_and_the_second_of_two_updates_is_not(tiny_
 
 
 def test_dapo_counts_every_response_that_it_samples_again(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "verify", lambda response, answer: False)
+    monkeypatch.setattr(scoring, "verify", lambda response, answer, ended=True: False)
     rows = run(tiny_folder, tmp_path / "run", method="dapo", steps=1)
     assert int(rows[0]["responses"]) > 16, "all are wrong: groups are sampled again"
     assert int(rows[0]["responses"]) == 16 * 4

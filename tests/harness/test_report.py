@@ -44,7 +44,7 @@ def test_the_shown_groups_say_what_was_masked_and_why_there_is_no_signal(tiny_fo
     run(tiny_folder, tmp_path / "a", "--show-every", "1", "--delta", "9", method="dagrpo_on", steps=1)
     shown = capsys.readouterr().out
     assert "masked: S" in shown and "every response is masked" in shown and "answer" in shown
-    monkeypatch.setattr(scoring, "verify", lambda response, answer: False)
+    monkeypatch.setattr(scoring, "verify", lambda response, answer, ended=True: False)
     run(tiny_folder, tmp_path / "b", "--show-every", "1", method="dagrpo_on", steps=1)
     assert "no signal: all 4 are wrong" in capsys.readouterr().out
 

@@ -20,7 +20,7 @@ ORDER = [1, 3, 0, 2]  # by length
 SETTINGS = {"benchmark": "b", "k": 3, "temperature": 0.6, "max_new_tokens": 12, "batch": 5, "seed": 0, "problems": "x"}
 
 
-def even(response, answer):
+def even(response, answer, ended=True):
     assert answer in {problem.answer for problem in PROBLEMS} | {"1"}
     return len(response) % 2 == 0
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
@@ -28,6 +29,23 @@ OPENR1 = {
     "reward_model": {"style": "rule", "ground_truth": "2"},
     "extra_info": {"index": 0},
 }
+
+MATH_OF_THE_HUB = {name: value for name, value in MATH.items() if name != "answer"}
+NUMINA = {
+    "source": "cn_k12",
+    "problem": "Half of $3$?",
+    "solution": "It is \\[ \\boxed{\\frac{3}{2}} \\]",
+    "messages": [],
+}
+SVAMP = {
+    "ID": "chal-1",
+    "Body": "Ann has 3 pens.",
+    "Question": "How many?",
+    "Equation": "3.0",
+    "Answer": 3.0,
+    "Type": "Sum",
+}
+ASDIV = {"body": "Ann has 3 pens.", "question": "How many?", "answer": "3 (pens)", "formula": "3"}
 
 
 @pytest.fixture
@@ -68,6 +86,10 @@ def fails(capsys, *args, **flags):
         (GSM8K, Problem("Two pens at $24?", "48", "They are 2*24=$48.\nNot a << mark.\n#### 48", "all")),
         (MATH, Problem("Half of $x=1$?", "0.5", "$\\boxed{0.5}$", "Level 2")),
         (OPENR1, Problem("1+1?", "2", "<think>easy</think> $\\boxed{2}$", "all")),
+        (MATH_OF_THE_HUB, Problem("Half of $x=1$?", "0.5", "$\\boxed{0.5}$", "Level 2")),
+        (NUMINA, Problem("Half of $3$?", "\\frac{3}{2}", "It is \\[ \\boxed{\\frac{3}{2}} \\]", "all")),
+        (SVAMP, Problem("Ann has 3 pens. How many?", "3", "", "all")),
+        (ASDIV, Problem("Ann has 3 pens. How many?", "3 (pens)", "", "all")),
     ],
 )
 def test_the_layouts_are_recognised_in_every_kind_of_file(write, name, row, problem):
@@ -93,6 +115,53 @@ def test_a_bare_answer_is_no_demonstration(write):
 )
 def test_answers_become_text(write, answer, text):
     assert data.load_problems(write([{"problem": "?", "answer": answer}]))[0][0].answer == text
+
+
+def test_a_column_of_decimals_and_one_of_lists_are_read(write):
+    rows = [{"question": "1?", "answer": Decimal("1.50")}, {"question": "2?", "answer": Decimal("2.00")}]
+    assert [p.answer for p in data.load_problems(write(rows, "rows.parquet"))[0]] == ["1.50", "2.00"]
+    rows = [{"question": "1?", "answer": [70]}, {"question": "2?", "answer": [1, 2]}]
+    assert [p.answer for p in data.load_problems(write(rows, "lists.parquet"))[0]] == ["70", "1, 2"]
+
+
+def test_a_boxed_answer_is_unwrapped_and_of_a_solution_the_last_box_counts(write):
+    rows = [
+        {"question": "1?", "answer": "\\boxed{5}"},
+        {**NUMINA, "question": "2?", "answer": "\\boxed{4}, so \\fbox{9}"},
+    ]
+    assert [p.answer for p in data.load_problems(write(rows))[0]] == ["5", "9"]
+
+
+@pytest.mark.parametrize(
+    "gold", ["proof", "notfound", "N/A", "There is no such number, since n must be even and odd at once."]
+)
+def test_what_is_no_answer_is_skipped_and_counted(write, gold):
+    problems, report = data.load_problems(write([MATH, {**MATH, "answer": gold}]))
+    assert len(problems) == 1 and dict(report.skipped) == {"an answer that the verifier cannot read": 1}
+
+
+def test_a_solution_without_a_box_is_no_answer(write):
+    without = {
+        **NUMINA,
+        "solution": "Suppose not. Then the sum of all angles is larger than two right angles, which is absurd.",
+    }
+    problems, report = data.load_problems(write([NUMINA, without, {**NUMINA, "solution": "It is \\boxed{}."}]))
+    assert len(problems) == 1 and report.skipped.total() == 2
+
+
+def test_a_question_in_two_columns_and_a_column_that_is_left_out(write):
+    rows = write([{"Body": "Ann has 3 pens.", "Question": "How many?", "Solution": "3"}])
+    flags = {"question": "Body,Question", "answer": "Solution"}
+    problems, report = data.load_problems(rows, **flags)
+    assert problems[0].question == "Ann has 3 pens. How many?" and "not used" not in str(report)
+    problems, report = data.load_problems(rows, **{**flags, "question": "Question"})
+    assert problems[0].question == "How many?"
+    assert "column Body is not used: if it belongs to the question, give --question-column Body,Question" in str(report)
+
+
+def test_a_json_object_over_several_lines_is_named(write, capsys):
+    said = fails(capsys, write(json.dumps(MATH, indent=1).encode(), "rows.jsonl"))
+    assert "a JSON object over several lines: write a row on one line" in said
 
 
 def test_of_a_conversation_the_last_message_of_the_role_counts(write):

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - full-width letters and signs of maths are what is tested
 """verifier.py: what counts as equal to the gold answer, and what does not."""
 
 from fractions import Fraction
@@ -6,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maths.verifier import number, verify
+from maths.spelling import number
+from maths.verifier import verify
 
 many = settings(deadline=None, max_examples=200)
 
@@ -50,6 +52,21 @@ RIGHT = [
     (r"\text{Evelyn}", "Evelyn"),
     (r"\text{east}", r"\text{East}"),
     ("Yes", r"\text{yes}"),
+    ("14", "\uff11\uff14"),
+    ("5/2", "2½"),
+    ("30000", "3×10⁴"),
+    ("1 1/4", "1.25"),
+    ("1/6", r"0.1\overline{6}"),
+    ("0.333...", "1/3"),
+    ("5 million", "5,000,000"),
+    ("52_8", "52"),
+    ("3:4", "6:8"),
+    ("3:4", r"\frac{3}{4}"),
+    ("3:30", "3:30"),
+    (r"2 \text{ hours } 30 \text{ minutes}", "2 hours 30 minutes"),
+    ("4\\left(\\mathrm{~cm}^{2}\\right)", "4"),
+    ("60", r"60\ \frac{\text{km}}{\text{h}}"),
+    ("500", "USD 500"),
 ]
 RIGHT_BY_MATH_VERIFY = [
     ("(0, 1]", r"\left(0,1\right]"),
@@ -64,6 +81,15 @@ RIGHT_BY_MATH_VERIFY = [
     ("25", "5^2"),
     ("6 - 5i", "-5i+6"),
     ("2516_8", "2516_{8}"),
+    ("(0, 1)", "0 < x < 1"),
+    ("x < 3", r"(-\infty, 3)"),
+    (r"(-\infty, 0) \cup (5, \infty)", r"x < 0 \text{ or } x > 5"),
+    (r"(5, \infty)", r"]5, \infty["),
+    (r"3 \pm \sqrt{2}", r"\frac{6 \pm \sqrt{8}}{2}"),
+    ("-1", r"e^{i\pi}"),
+    ("-1", "i^2"),
+    ("E_1 + I_0", "I_0 + E_1"),
+    (r"\frac{1}{3^{20}}", r"\frac{1}{81^5}"),
     (r"\begin{pmatrix} 1/5 \\ -3 \end{pmatrix}", r"\begin{pmatrix} 0.2 \\ -3 \end{pmatrix}"),
 ]
 WRONG = [
@@ -93,8 +119,18 @@ WRONG = [
     (r"\text{even}", "neve"),
     ("east", "west"),
     ("14", "\u0661\u0664"),
-    ("14", "\uff11\uff14"),
     ("14", ""),
+    ("10", "4 10/3"),
+    ("0.333", "0.333..."),
+    ("5", "5 million"),
+    ("52_8", "52_{10}"),
+    ("52", "52_8"),
+    ("1:2:3", "1/6"),
+    ("3:30", "7:60"),
+    ("3", "3:00"),
+    (r"2 \text{ hours } 30 \text{ minutes}", "2"),
+    ("VI", "IV"),
+    ("3", "3t"),
     ("0", "zero"),
 ]
 WRONG_BY_MATH_VERIFY = [
@@ -111,6 +147,15 @@ WRONG_BY_MATH_VERIFY = [
     (r"\sqrt{2}", "1.4"),
     ("5", r"5 \foo"),
     ("5", "5 & 6"),
+    ("R-r", "0"),
+    ("f'(x)", "f(x)"),
+    (r"\frac{1}{2004!}", r"\frac{1}{2006!}"),
+    (r"\frac{1}{3^{20}}", r"\frac{1}{3^{20}} + \frac{1}{3^{45}}"),
+    (r"\frac{dx}{dt} = x", r"\frac{dx}{dT} = x"),
+    ("k=3", "-k=3"),
+    ("1, 1, 2", "1, 2"),
+    ("I_0", "I_1"),
+    (r"[0, \infty)", "x > 0"),
 ]
 
 

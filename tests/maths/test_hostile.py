@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maths import worker
-from maths.verifier import verify
+from maths import final, spelling, verifier, worker
+from maths.verifier import readable, verify
 
 many = settings(deadline=None, max_examples=200)
 
@@ -45,6 +45,101 @@ def test_hostile_text_is_wrong_and_takes_no_time(name, monkeypatch):
         assert not verify(HOSTILE[name], gold)
         assert not verify(HOSTILE[name] + " 15", gold)
     assert time.perf_counter() - begin < 8
+
+
+def growth(work, small, large):
+    """How many times as long `large` takes of CPU time; 0 if that is below 4 ms.
+
+    The large one is four times the small one: about 4 if time is linear, 16 if it is quadratic, 64 if it is cubic.
+    """
+
+    def seconds(text):
+        times = []
+        for _ in range(3):
+            begin = time.process_time()
+            work(text)
+            times.append(time.process_time() - begin)
+        return min(times)
+
+    long = seconds(large)
+    return long / max(seconds(small), 1e-6) if long > 0.004 else 0
+
+
+REPEATED = [
+    " ",
+    "a",
+    "7",
+    "1 ",
+    "1,",
+    "1-",
+    "(",
+    "(1,",
+    "[1",
+    "{",
+    "$a",
+    "\\(",
+    "\\[",
+    "\\text{",
+    "\\boxed{",
+    "*a",
+    "~~",
+    "<<",
+]
+REPEATED += ["«", "x'", "0.", "^", "answer is ", "A, ", "1 /", " or", "\u4e2d", "1e", "the ", "#", "'", "\\circ"]
+PATTERNS = {
+    f"{module.__name__}.{name}": pattern
+    for module in (final, spelling, verifier)
+    for name, pattern in vars(module).items()
+    if isinstance(pattern, re.Pattern)
+}
+PATTERNS |= {f"spelling {n}: {pattern.pattern}": pattern for n, (pattern, _) in enumerate(spelling.SPELLINGS)}
+WHOLE_TEXT = {
+    "WHOLE",
+    "CHOICE",
+    "BASE",
+    "RATIO",
+    "UNFINISHED",
+    "LETTER",
+    "NOTHING",
+    "NUMBER",
+    "LABEL",
+    "HEADING",
+    "NAME",
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_every_pattern_takes_linear_time(name):
+    """Used as it is used: on the whole text or its start, or all over the text."""
+    pattern, anchored = PATTERNS[name], name.rpartition(".")[2] in WHOLE_TEXT
+
+    def work(text):
+        pattern.fullmatch(text)
+        return pattern.match(text) if anchored else pattern.sub("", text)
+
+    for part in REPEATED:
+        for before, after in (("", ""), ("1\\text{", "x"), ("the answer is ", "?!")):
+            small, large = (before + part * (n // len(part)) + after for n in (1000, 4000))
+            assert growth(work, small, large) < 9, (part, before)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [r"\boxed{%s}", r"\boxed{1\text{%s}", r"1\text{%s", r"\boxed{1 %s cm}", "%s", r"$\boxed{1,%s2}$", r"\frac{1}{2}%s"],
+)
+@pytest.mark.parametrize("part", [" ", "\n", "\t ", "\u3000", "{", "~", "1"])
+def test_what_took_cubic_time_takes_linear_time(text, part, monkeypatch):
+    """960 blanks in a box took 0.8 s, 1.7 s in a gold answer, and 13 s on both sides: on commit 5030702 this fails."""
+    for name in ("equal", "parses"):
+        monkeypatch.setattr(verifier, name, lambda *question: False)
+
+    def work(filled):
+        spelling.spelled.cache_clear()
+        assert not verify(filled, "2.5")
+        if readable(filled):
+            verify(filled, filled)
+
+    assert growth(work, text % (part * (240 // len(part))), text % (part * (960 // len(part)))) < 9
 
 
 def test_an_overlong_answer_is_right_only_if_it_is_the_same():

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from maths.verifier import final_answer, readable, verify
+from maths.final import final_answer
+from maths.spelling import spelled
+from maths.verifier import readable, verify
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -62,12 +64,49 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
         ("12+5=", None),
         ("9**9**9", None),
         ("2 * 3 *", None),
-        ("x^2", None),
-        ("x + 5", None),
+        ("x^2", "x^2"),
+        ("so x + 5", "x + 5"),
+        ("it is 10!", "10!"),
+        ("that is 2x + 3.", "2x + 3"),
+        ("1, 2 and 3 are", "1, 2 and 3"),
+        ("it is 3π cm.", "3π"),
+        ("at 3:30 pm", "3:30"),
+        ("of 1 1/2 hours", "1 1/2"),
+        ("40-42", None),
+        ("18,000/year", "18,000"),
+        ("48+24 = <<48+24=72>>72 clips", "72"),
+        ("16 eggs (see step 3).", "3"),
+        ("#### Step 4: Conclusion\nShe has 12.", "12"),
+        ("#### Step 4", None),
+        ("#### **42**", "42"),
+        ("**#### 42**", "42"),
+        ("#### Answer: 42", "42"),
+        ("#### Final answer\n42", "42"),
+        ("Room #12\n42", "42"),
+        (r"\boxed{5}, as \boxed{} asks", "5"),
+        (r"I write it in \boxed{your answer}. 5", "5"),
+        (r"\fbox{5}", "5"),
+        (r"\boxed -5", "-5"),
+        (r"<think>\boxed{4}</think> 5", "5"),
+        (r"5 <think>\boxed{4}", "5"),
+        ("<answer> 5 </answer> or 6", "5"),
     ],
 )
 def test_the_final_answer(response, wanted):
-    assert final_answer(response) == wanted
+    final = final_answer(response)
+    assert (final and spelled(final)) == (wanted and spelled(wanted))
+
+
+@pytest.mark.parametrize("response", ["It is 14", "which is 6 - 14. To", "The answer is C", "C", "so x = 14"])
+def test_a_response_that_was_cut_off_has_no_final_answer(response, no_worker):
+    assert final_answer(response, ended=False) is None
+    assert not any(verify(response, gold, ended=False) for gold in ("14", "6", "C"))
+
+
+@pytest.mark.parametrize("response", [r"\boxed{14}, bec", "#### 14\nThis is", "12+2=14;#14", "<answer>14</answer> He"])
+def test_unless_it_is_marked(response, no_worker):
+    assert verify(response, "14", ended=False)
+    assert not verify(response, "15", ended=False)
 
 
 def test_only_the_end_of_a_response_is_searched_for_its_last_expression():
@@ -148,7 +187,7 @@ def test_a_lower_case_letter_is_a_variable():
 
 
 @pytest.mark.parametrize(
-    "gold", ["", " ", "?", "-", "#14", "None", "nan", "½", "{", "5}", "\\frac{1}{", "14\0", "\ud800"]
+    "gold", ["", " ", "?", "-", "#14", "None", "nan", "{", "5}", "\\frac{1}{", "14\0", "\ud800", "proof", "N/A"]
 )
 @pytest.mark.parametrize("response", ["", "#14", "same"])
 def test_an_unreadable_gold_answer_is_an_error_and_never_a_match(gold, response):
@@ -158,10 +197,16 @@ def test_an_unreadable_gold_answer_is_an_error_and_never_a_match(gold, response)
 
 
 @pytest.mark.parametrize(
-    "gold", ["14", "-14", "1,000", "50%", "1/2", "x=5", "C", "east", r"\sqrt{2}", "(0, 1]", "$x+1$."]
+    "gold", ["½", "14", "-14", "1,000", "50%", "1/2", "x=5", "C", "east", r"\sqrt{2}", "(0, 1]", "$x+1$."]
 )
 def test_readable_gold_answers(gold):
     assert readable(gold)
+
+
+def test_a_sentence_is_no_gold_answer(no_worker):
+    assert readable(r"\text{two of the three}")
+    assert not readable("There is no such function, since f would be constant on the rationals.")
+    assert verify("#### 12", "The final answer is 12.")
 
 
 # ---------------------------------------------------------------------------------------- real data

@@ -105,15 +105,15 @@ def test_answers_that_ran_out_of_time_are_counted_once_however_often_they_are_as
     monkeypatch.setattr(worker, "LIMIT", 0.5)
     assert not worker.equal("yes hang", "1") and not worker.equal("yes hang", "1")
     assert not worker.equal("yes hang", "2")
-    assert not worker.parses("hang"), "a gold answer: its row is skipped, and counted there"
-    assert worker.take_timeouts() == 2
+    assert worker.parses("hang"), "a gold answer: nothing is known of it, so its row stays"
+    assert worker.take_timeouts() == 3
     assert worker.take_timeouts() == 0
     begin = time.perf_counter()
     assert not worker.equal("yes hang", "1") and time.perf_counter() - begin < 0.1
     assert worker.take_timeouts() == 1, "a kept verdict is one of the step that asks for it again"
 
 
-def slow_if_long(response, answer):
+def slow_if_long(response, answer, ended=True):
     """A verifier that runs out of time on every response of 12 characters and more."""
     return worker.equal(response if len(response) < 12 else f"hang {response}", answer)
 
@@ -138,7 +138,7 @@ def test_an_evaluation_says_how_many_answers_ran_out_of_time(stub, monkeypatch, 
     asked = ["--benchmarks", "test", "--per-level", "1", "--k", "0"]
     evaluation.main(["--model", str(tiny_folder), *asked])
     assert "answers took the verifier over 0.3 s: wrong" in capsys.readouterr().err
-    monkeypatch.setattr(scoring, "verify", lambda response, answer: True)
+    monkeypatch.setattr(scoring, "verify", lambda response, answer, ended=True: True)
     evaluation.main(["--model", str(tiny_folder), *asked])
     assert "took the verifier" not in capsys.readouterr().err
 
@@ -186,6 +186,34 @@ def test_many_threads_get_their_own_replies(stub):
     for thread in threads:
         thread.join(30)
     assert verdicts == {word: word.startswith("yes") for word in words}
+
+
+def test_a_gold_answer_that_a_stall_has_hit_is_asked_again(stub, monkeypatch):
+    """Otherwise it would be unreadable for the rest of the run, which `verify` raises for, and its row dropped."""
+    worker.take_timeouts()
+    monkeypatch.setattr(worker, "LIMIT", 1.0)
+    for gold, readable in (("yes", True), ("no", False)):
+        worker.equal("yes", gold)
+        os.kill(pid(), signal.SIGSTOP)
+        assert worker.parses(gold) == readable
+    assert worker.take_timeouts() == 0
+
+
+@pytest.mark.parametrize(("deaths", "starts"), [(2, True), (3, False)])
+def test_a_worker_that_is_killed_while_it_starts_is_started_again(stub, monkeypatch, tmp_path, deaths, starts):
+    dies = f"""
+import os, pathlib
+count = pathlib.Path({str(tmp_path / "deaths")!r})
+count.write_text(count.read_text() + "x" if count.exists() else "x")
+if len(count.read_text()) <= {deaths}:
+    os.kill(os.getpid(), 9)
+{STUB}"""
+    monkeypatch.setattr(worker, "COMMAND", [sys.executable, "-S", "-c", dies])
+    if starts:
+        assert worker.equal("yes", "1")
+    else:
+        with pytest.raises(RuntimeError, match="did not start"):
+            worker.equal("yes", "1")
 
 
 def test_a_worker_that_cannot_start_is_an_error_and_not_a_verdict(stub, monkeypatch):
@@ -241,7 +269,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_the_worker_loads_neither_torch_nor_transformers():
     """Otherwise it would start slowly, and hold their memory a second time."""
     asks = "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
-    command = [*worker.COMMAND[:-1], worker.COMMAND[-1].replace("worker.serve()", f"import math_verify; {asks}")]
+    command = [
+        *worker.COMMAND[:-1],
+        worker.COMMAND[-1].replace("worker.serve()", f"from maths import symbolic; {asks}"),
+    ]
     assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip() == "[]"
 
 

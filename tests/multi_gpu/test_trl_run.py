@@ -26,8 +26,8 @@ from policy import load_policy, save_policy  # noqa: E402
 @pytest.fixture
 def some_are_right(monkeypatch):
     """The tiny policy is never right, and without signal nothing is tested: call even lengths right."""
-    monkeypatch.setattr(trl_dagrpo, "verify", lambda response, answer: len(response) % 2 == 0)
-    monkeypatch.setattr(scoring, "verify", lambda response, answer: len(response) % 2 == 0)
+    monkeypatch.setattr(trl_dagrpo, "verify", lambda response, answer, ended=True: len(response) % 2 == 0)
+    monkeypatch.setattr(scoring, "verify", lambda response, answer, ended=True: len(response) % 2 == 0)
 
 
 def weights(where):
