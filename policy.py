@@ -245,7 +245,7 @@ def load_policy(
 @torch.no_grad()
 def fault(policy: Policy, optimizer: torch.optim.Optimizer | None = None) -> str | None:
     """Why this policy is of no use, or None. Asked of what is loaded, and before it is saved over a good checkpoint."""
-    if not policy.end_ids:
+    if not replace(policy, model=None).end_ids:
         return NO_END
     size = policy.model.get_input_embeddings().weight.shape[0]
     if max(policy.eos_id, policy.pad_id, policy.tokenizer.vocab_size - 1) >= size:

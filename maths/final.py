@@ -90,6 +90,9 @@ def _last_expression(text: str) -> str | None:
     for brackets, others in ((")]}", "([{"), ("([{", ")]}")):  # (see step 3)
         while formula and formula[-1] in brackets and _count(brackets, formula) > _count(others, formula):
             formula = formula[:-1].rstrip()
+    *_, calculation = re.split(r"[,;]\s+(?:and\s+)?", formula)  # 6*4 = 24, 24-3 = 21
+    if re.match(r"[^A-Za-z\\=]*\d[^A-Za-z\\=]*=", calculation):
+        formula = calculation
     if not MATHS.search(formula) and not re.search(r",(?!\d{3}(?!\d))", formula):
         formula = EQUALS.split(formula)[-1].strip()
     sum_of_numbers = not re.search(r"[A-Za-z\\√]", formula) and re.search(r"[\d)]\s*[-+*]+\s*[\d(]", formula)

@@ -77,7 +77,7 @@ def test_the_gate_is_about_how_many_are_right():
 
 def test_hpts_hard_groups_learn_from_their_demonstration_alone(tiny_folder, tmp_path, monkeypatch):
     """Nobody is right: the step is SFT, on the mean over the demonstrations' tokens, as the method sft has it."""
-    monkeypatch.setattr("scoring.verify", lambda response, answer: False)
+    monkeypatch.setattr("scoring.verify", lambda response, answer, ended=True: False)
     flags = ["--updates-per-batch", "1"]
     (hpt,), (sft,) = (run(tiny_folder, tmp_path / name, *flags, method=name, steps=1) for name in ("hpt", "sft"))
     assert float(hpt["loss"]) == pytest.approx(float(sft["loss"]), rel=1e-5)

@@ -98,7 +98,7 @@ def questions(policy: Policy, case: Case) -> list[str]:
         return [problem.question for problem in pool[:: len(pool) // case.prompts][: case.prompts]]
     made = []
     for i in range(case.prompts):
-        text = "".join(f" Shop {i} sells {j} apples and {j + i} pears a day." for j in range(case.prompt_tokens))
+        text = "+".join(str(i + j) for j in range(case.prompt_tokens))  # every tokenizer knows digits
         made.append(policy.tokenizer.decode(policy.tokenizer.encode(text)[: case.prompt_tokens]))
     return made
 

@@ -182,7 +182,7 @@ def call(command: list[str], folder: Path) -> str | None:
     if code == 0:
         return None
     lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
-    return f"{'/'.join(folder.parts[-3:])} failed ({code}): {lines[-1][-300:]}"
+    return f"{'/'.join(folder.parts[-3:])} failed ({code}): {lines[-1][:300]}"
 
 
 def run_stage(jobs: list[Job], root: Path, workers: int) -> None:

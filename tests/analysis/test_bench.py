@@ -62,6 +62,7 @@ def test_ratios_are_medians_of_the_rounds_ratios():
     assert result["machine"] == {
         "learner_share_of_matmul_rate": 0.5,
         "decoding_share_of_bandwidth": pytest.approx(0.64),
+        "decoding_ms_a_step": 15.625,
     }
     assert "here, kept rows (64 of 128)" in step.bench_table(result, 128)
 

@@ -94,10 +94,10 @@ def test_a_killed_warm_start_leaves_no_folder_that_looks_whole(tmp_path, monkeyp
 
 
 def test_without_a_name_a_run_begins_with_the_warm_start_and_its_tokenizer(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "warm_start", lambda: "the warm start")
+    monkeypatch.setattr(module, "warm_start", lambda settings: "the warm start")
     assert find_start(None) == find_start("warm_start") == "the warm start"
     assert find_start("owner/name") == "owner/name" and find_start(str(tiny_folder)) == str(tiny_folder)
-    monkeypatch.setattr(module, "warm_start", lambda: pytest.fail("a tokenizer needs no model"))
+    monkeypatch.setattr(module, "warm_start", lambda settings: pytest.fail("a tokenizer needs no model"))
     wanted = build_tokenizer().get_vocab()
     for name in (None, "warm_start", str(tiny_folder)):
         assert find_tokenizer(name).get_vocab() == wanted
