@@ -39,7 +39,7 @@ import rollout
 import scoring
 from anchors import Anchor
 from dagrpo import Recipe
-from harness import runfolder
+from harness.checkpoint import load_trainer
 from harness.config import Config, parse
 from harness.console import one_line
 from harness.prepare import fitting, load_task
@@ -256,7 +256,7 @@ def start(config: Config, scorer: Scorer = scoring.rule_scores, checkpoint: Path
     if config.kl_beta and not config.lora_rank:
         run.reference = load_policy(begin, bf16=config.bf16, trust=config.trust_remote_code)
     if checkpoint:
-        trainer = runfolder.load_trainer(checkpoint, optimizer)
+        trainer = load_trainer(checkpoint, optimizer)
         run.step, run.start_entropy = trainer["step"], trainer["start_entropy"]
     return run
 

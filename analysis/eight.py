@@ -18,47 +18,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from analysis.families import FAMILIES, cite
 from dagrpo import METHODS, Recipe, Update, build_update, group_advantages, policy_loss, rectification_mask, surrogate
 from harness.console import Parser
 from harness.report import reasons
 from scoring import EXAMPLE, EXAMPLE_PROBLEM, score, verify
 
-FAMILIES = {
-    "advantages: what is a response compared with?": {
-        "reinforce": "with nothing: A = R",
-        "rloo": "with the mean of the others; no ratio, no clip",
-        "grpo": "with the group's mean, divided by its standard deviation; token mean of each response",
-        "dr_grpo": "grpo without the standard deviation and without the length in the divisor",
-        "maxrl": "with the mean, divided by the mean: what is rarely right counts more",
-        "lite_ppo": "grpo with the standard deviation of the whole batch's rewards; token mean of the batch",
-        "reinforce_pp": "likewise, of what is left of the rewards when each group's mean is gone",
-    },
-    "ratios and clips: how far may the policy move away from the one that sampled?": {
-        "rgra": "grpo without ratio and clip",
-        "dapo": "grpo with a higher upper clip and a token mean; groups of equal rewards are sampled again",
-        "two_sided": "grpo, and ratios above 4 are clipped where A < 0 too",
-        "cispo": "the clip bounds the weight of a token, and no token loses its gradient",
-        "sapo": "a soft gate instead of the clip",
-        "dppo_tv": "a trust region about a token's probability instead of its ratio: total variation",
-        "dppo_kl": "the same by the KL divergence of this token or another",
-        "gspo": "one ratio for a response, the geometric mean of its tokens'; a narrow clip",
-        "luspo": "gspo without its lean towards short responses",
-        "gmpo": "a geometric mean too, of ratios that are clipped one by one, and widely",
-    },
-    "masks: which tokens and responses count?": {
-        "top_entropy": "dapo on the fifth of the tokens where the policy was least certain",
-        "gtpo": "shared tokens count double in right responses, not at all in wrong ones; entropy is penalised",
-        "deepseek_v32": "wrong responses that have become much less likely are left out",
-        "dagrpo_on": "dr_grpo, and responses that are not clearly better, or worse, than the other side are left out",
-    },
-    "demonstrations: what can be learned where nobody is right?": {
-        "sft": "the demonstration alone, and nothing is sampled",
-        "luffy": "the demonstration is one of the group; its unlikely tokens are pushed hardest",
-        "chord": "a tenth of the loss is SFT on tokens that are neither sure nor hopeless",
-        "hpt": "SFT where nobody is right, dr_grpo elsewhere",
-        "dagrpo": "dagrpo_on, and the demonstration is one of the group",
-    },
-}
 HARD = (  # a group in which all are wrong
     "37+48=75;75-26=49;#49",
     "37+48=85;85-26=69;#69",
@@ -168,11 +133,6 @@ def as_view(
 
 
 # ---------------------------------------------------------------------------------------- in words
-
-
-def cite(recipe: Recipe) -> str:
-    """Where a recipe comes from."""
-    return f"arXiv {recipe.paper}" if recipe.paper[:1].isdigit() else recipe.paper
 
 
 def note(recipe: Recipe, view: View, b: int, i: int) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from harness.config import ConfigParser, check_memory, check_numbers, flag
 from harness.console import fail, one_line
-from harness.runfolder import aside
+from harness.files import aside
 from harness.warm_start import find_start
 from maths import benchmarks, data
 from policy import Policy

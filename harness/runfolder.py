@@ -8,16 +8,14 @@
     checkpoint/      the latest: model/ (loads with from_pretrained), trainer.pt (optimiser, step, random states) and
                      config.json, whose run it is; earlier ones as checkpoint-STEP/, with --keep
 
-A checkpoint is written aside, brought to the disk and renamed, so neither a killed run nor a power cut harms the one
-before it. On resume, metrics.csv and rollouts.jsonl are cut back to the checkpoint's step: nothing is missing, and
-nothing is there twice. What is read back is checked first (docs/promises.md).
+On resume, metrics.csv and rollouts.jsonl are cut back to the checkpoint's step: nothing is missing, and nothing is
+there twice.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 import platform
 import shutil
@@ -26,17 +24,16 @@ from contextlib import contextmanager
 from dataclasses import fields
 from operator import index
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import transformers
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from torch.optim import Optimizer
 
+from harness.checkpoint import find_checkpoint, kept
 from harness.config import Config
-from harness.console import fail, first_line, one_line
-from policy import Policy, fault, save_policy
+from harness.console import fail, one_line
+from harness.files import aside
 
 FILES = ("config.json", "metrics.csv", "rollouts.jsonl", "nonfinite.jsonl")
 FOLDERS = ("checkpoint", "checkpoint.new", "checkpoint.old", "checkpoint.partial")
@@ -78,30 +75,6 @@ def claim(out: Path, resume: bool, overwrite: bool) -> Iterator[Path | None]:
         lock.release()
 
 
-@contextmanager
-def aside(path: Path) -> Iterator[IO[str]]:
-    """A text file that takes the place of `path` once it is whole: a kill or an error leaves what was there before."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            yield file
-        sync(partial)
-        partial.replace(path)
-        sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def sync(*paths: Path) -> None:
-    """Waits until these files, and the names in these folders, are on the disk: a power cut then leaves them whole."""
-    for path in paths:
-        number = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
-
-
 def write_config(out: Path, about: dict[str, Any]) -> None:
     """config.json: the settings, and the versions that a run is computed with."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
@@ -137,97 +110,6 @@ def changed(folder: Path, about: dict[str, Any]) -> list[str]:
         for name, value in now.items()
         if before.get(name, flags.get(name)) != value
     ]
-
-
-def kept(out: Path) -> list[Path]:
-    """Earlier checkpoints, oldest first."""
-    folders = [path for path in out.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(folders, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-
-def find_checkpoint(out: Path) -> Path | None:
-    """The newest complete checkpoint; puts right what a kill between two renames has left."""
-    latest, new, old = out / "checkpoint", out / "checkpoint.new", out / "checkpoint.old"
-    if not latest.exists():
-        for complete in (new, old):  # both only ever exist whole
-            if complete.exists():
-                complete.rename(latest)
-                break
-    return latest if latest.exists() else None
-
-
-def save_checkpoint(out: Path, policy: Policy, optimizer: Optimizer, trainer: dict[str, Any], keep: int = 1) -> None:
-    """Writes `checkpoint/`. At every moment of it, one complete checkpoint is there for find_checkpoint.
-
-    `keep` counts the latest; only when the new one is complete are older ones removed. Raises OSError if it cannot be
-    written (a full disk), FloatingPointError if it would be of no use: then the one before is still in its place.
-    """
-    if why := fault(policy, optimizer):
-        raise FloatingPointError(f"after step {trainer['step']}, {why}: nothing is saved")
-    partial, new, old, latest = (out / f"checkpoint{end}" for end in (".partial", ".new", ".old", ""))
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
-        save_policy(policy, partial / "model")
-        trainer = {**trainer, "optimizer": optimizer.state_dict(), "random": random_state()}
-        torch.save(trainer, partial / "trainer.pt")
-        (partial / "step").write_text(str(trainer["step"]))
-        shutil.copy(out / "config.json", partial)
-        sync(*partial.rglob("*"), partial, *(out / name for name in FILES if (out / name).exists()))
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors have their own names for it
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(
-            getattr(error, "errno", None), f"the checkpoint cannot be written: {first_line(error)}"
-        ) from error
-    shutil.rmtree(new, ignore_errors=True)
-    partial.rename(new)
-    shutil.rmtree(old, ignore_errors=True)
-    if latest.exists():
-        latest.rename(old)
-    new.rename(latest)
-    sync(out)
-    if keep > 1 and old.exists():
-        old.rename(out / f"checkpoint-{(old / 'step').read_text()}")
-    shutil.rmtree(old, ignore_errors=True)
-    for folder in kept(out)[: -(keep - 1) or None]:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def load_trainer(checkpoint: Path, optimizer: Optimizer) -> dict[str, Any]:
-    """What save_checkpoint was given; sets the optimiser's state, not its rate, and the random states.
-
-    No pickled code is run. AdamW's fused kernel would read beyond the end of a state that is too small.
-    """
-    path, parameters = checkpoint / "trainer.pt", optimizer.param_groups[0]["params"]
-    with one_line(f"{path} cannot be read, or is of another run", Exception):  # a damaged file fails in any way
-        trainer = torch.load(path, weights_only=True, map_location="cpu")
-        state, entropy = trainer["optimizer"]["state"], trainer["start_entropy"]
-        known = type(trainer["step"]) is int and (entropy is None or 0 <= entropy < math.inf)
-        if not known or str(trainer["step"]) != (checkpoint / "step").read_text():
-            raise ValueError(f"step {trainer['step']!s:.20} or start_entropy {entropy!s:.20} is not what was written")
-        if state and list(state) != list(range(len(parameters))):
-            raise ValueError("its optimiser has other parameters")
-        for i, values in state.items():
-            fresh = {"step": torch.tensor(0.0), "exp_avg": parameters[i], "exp_avg_sq": parameters[i]}
-            for name in fresh.keys() | values.keys():
-                x, y = values[name], fresh[name]
-                fits = (x.shape, x.dtype, x.stride()) == (y.shape, y.dtype, y.stride()) and x.isfinite().all()
-                if not fits or (name != "exp_avg" and (x < 0).any()):
-                    raise ValueError(f"AdamW cannot have written {name} of parameter {i}")
-        set_random_state(trainer["random"])
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return trainer
-
-
-def random_state() -> dict[str, Any]:
-    """The random states that sampling advances. Prompts need none: their order follows seed and step."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def cut_back(out: Path, step: int) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from harness import runfolder
+from harness import checkpoint, runfolder
 from harness.config import Config
 from harness.console import fail, first_line, progress
 from harness.prepare import Task
@@ -66,7 +66,7 @@ class Session:
         self.bar = progress(steps, desc=config.method, unit="step", initial=run.step, total=config.steps)
         self.around.callback(self.bar.close)
         for step in self.bar:
-            self.before, self.began = runfolder.random_state(), time.perf_counter()
+            self.before, self.began = checkpoint.random_state(), time.perf_counter()
             yield step
 
     def on_signal(self, number: int, _frame: Any) -> None:
@@ -128,14 +128,14 @@ class Session:
     def save(self) -> None:
         run = self.run
         trainer = {"step": run.step, "start_entropy": run.start_entropy}
-        runfolder.save_checkpoint(self.out, run.policy, run.optimizer, trainer, self.config.keep)
+        checkpoint.save_checkpoint(self.out, run.policy, run.optimizer, trainer, self.config.keep)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """Errors that a user can do something about become one line; others go on their way."""
         told = ""
         try:
             if isinstance(error, JudgeDown) and hasattr(self, "before"):
-                runfolder.set_random_state(self.before)  # on resume the step is taken again, as it would have been
+                checkpoint.set_random_state(self.before)  # on resume the step is taken again, as it would have been
                 self.save()
             if isinstance(error, JudgeDown | FloatingPointError):
                 told = f"{error}. {self.how_to_go_on(again=isinstance(error, JudgeDown))}"
@@ -148,7 +148,7 @@ class Session:
 
     def how_to_go_on(self, again: bool = True) -> str:
         """`again`: the same step may succeed the next time. Called while the folder is still ours."""
-        folder = runfolder.find_checkpoint(self.out)
+        folder = checkpoint.find_checkpoint(self.out)
         if folder is None:
             return "There is no checkpoint yet"
         good = f"The checkpoint is of step {(folder / 'step').read_text()}"

@@ -22,7 +22,8 @@ from typing import Any
 
 import tasks
 from harness.console import Parser, fail
-from maths.data import ALL, INSTRUCTION, Report, to_problems
+from maths.cells import ALL
+from maths.data import INSTRUCTION, Report, to_problems
 from maths.rows import READERS, quote, read_rows
 from tasks import Problem
 

@@ -16,16 +16,15 @@ Where the paper is silent: `INSTRUCTION` is appended to each question, so that a
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from itertools import chain, islice
 from typing import Any
 
 from harness.console import Parser, fail
+from maths.cells import ALL, Unusable, clean, level_of, text_of
 from maths.final import final_answer
 from maths.rows import quote, read_rows
 from maths.verifier import readable
@@ -33,7 +32,6 @@ from tasks import Problem
 
 INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's marks: <<48/2=24>>
-ALL = "all"  # the level of problems without one
 LEVEL_COLUMNS = ("level", "subject", "type", "category")
 MOST_LEVELS = 30  # a column of more values does not group anything
 LEFT_UNUSED = ("body", "context", "passage")  # a question without it is seldom one
@@ -84,14 +82,6 @@ class Report:
             )
         lines += [f"skipped {n:,}: {reason}, first {self.first[reason]}" for reason, n in self.skipped.most_common()]
         return "\n".join(lines)
-
-
-class Unusable(ValueError):
-    """Why a row is skipped, and the value that is to blame."""
-
-    def __init__(self, reason: str, value: object = None) -> None:
-        super().__init__(reason)
-        self.value = value
 
 
 # ---------------------------------------------------------------------------------------- from rows to problems
@@ -227,54 +217,6 @@ def to_problem(row: Any, layout: Layout) -> Problem:
     if not readable(gold):
         raise Unusable("an answer that the verifier cannot read", gold)
     return Problem(question, gold.strip(), demo, level_of(pick(row, layout.level)))
-
-
-def text_of(value: Any, role: str, what: str) -> str:
-    """A value as text: chat messages are their last one of this role, numbers their shortest spelling.
-
-    >>> text_of([{"role": "system", "content": "Think."}, {"role": "user", "content": "1+1?"}], "user", "question")
-    '1+1?'
-    >>> text_of(142.0, "", "answer"), text_of(["3", "5"], "", "answer")
-    ('142', '3, 5')
-    """
-    if value is None:
-        raise Unusable(f"no {what}")
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
-        said = [part.get("content") for part in value if part.get("role") == role]
-        if said and isinstance(said[-1], str):
-            return said[-1]
-    if what != "answer":
-        raise Unusable(f"a {what} of a wrong type", value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, float) and math.isfinite(value):
-        return f"{value:.0f}" if value.is_integer() else repr(value)
-    if isinstance(value, Decimal):
-        return f"{value:f}"
-    if isinstance(value, list) and value and len(set(map(type, value))) == 1 and not isinstance(value[0], list):
-        return ", ".join(text_of(part, role, what) for part in value)  # a problem with several answers
-    raise Unusable("an answer of a wrong type", value)
-
-
-def clean(text: str, what: str, empty: bool = False) -> str:
-    """The text as it is. Raises Unusable if it is empty, or holds what no tokenizer and no file should be given."""
-    if not empty and not text.strip():
-        raise Unusable(f"an empty {what}")
-    if "\0" in text:
-        raise Unusable(f"a NUL character in the {what}", text)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
-        raise Unusable(f"broken Unicode in the {what}", text) from None
-    return text
-
-
-def level_of(value: Any) -> str:
-    """A level is a word in tables and in column names: short and printable, or there is none."""
-    word = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
-    return word if 0 < len(word) <= 40 and word.isprintable() else ALL
 
 
 def instruct(problems: list[Problem], instruction: str) -> list[Problem]:

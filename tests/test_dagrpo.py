@@ -17,7 +17,8 @@ from torch.testing import assert_close
 
 import dagrpo
 from analysis import eight
-from analysis.eight import FAMILIES, cite, look, note
+from analysis.eight import look, note
+from analysis.families import FAMILIES, cite
 from dagrpo import METHODS, conflict_weights, group_advantages, rectification_mask
 from scoring import EXAMPLE
 

@@ -16,7 +16,8 @@ from judge_server import KEY, Reply, grades, response_part
 
 import scoring
 import tasks
-from harness import prepare, runfolder
+from harness import prepare
+from harness.checkpoint import find_checkpoint
 from judges.endpoint import Endpoint
 from judges.prompt import JudgeDown
 from policy import Placement, Policy, load_policy, placement, save_policy
@@ -176,7 +177,7 @@ def test_a_judge_that_goes_down_stops_the_run_after_a_checkpoint_and_the_run_goe
         run(tiny_folder, tmp_path / "run", *scripted_judge(monkeypatch, down_at_the_third), steps=4)
     err = capsys.readouterr().err
     assert stop.value.code == 2 and "the judge m is down. The checkpoint is of step 2: add --resume" in err
-    assert len(metrics(tmp_path / "run")) == 2 and runfolder.find_checkpoint(tmp_path / "run")
+    assert len(metrics(tmp_path / "run")) == 2 and find_checkpoint(tmp_path / "run")
     again = [*scripted_judge(monkeypatch, scoring.rule_scores), "--resume"]
     assert run(tiny_folder, tmp_path / "run", *again, steps=4) == whole
 

@@ -25,7 +25,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from analysis.bench.step import Case, measure
+from analysis.bench.sides import Case
+from analysis.bench.step import measure
 from analysis.curves import COLOURS
 from analysis.saved import draw_figure, read_rows, write_rows
 from analysis.stats import markdown

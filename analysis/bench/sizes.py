@@ -42,7 +42,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from analysis.bench.growth import GrowthPoint
-from analysis.bench.step import Case, measure
+from analysis.bench.sides import Case
+from analysis.bench.step import measure
 from analysis.saved import read_rows
 from analysis.stats import markdown
 from fast.learning import LOGITS_AT_ONCE

@@ -31,7 +31,8 @@ from matplotlib.figure import Figure
 
 from analysis.conflict_points import ConflictPoint
 from analysis.curves import style
-from analysis.experiments.grid import call, side_by_side, start_of
+from analysis.experiments.grid import start_of
+from analysis.experiments.processes import call, side_by_side
 from analysis.gradients import MASKS, ROLLOUTS
 from analysis.saved import draw_figure, read_rows, write_rows
 from analysis.stats import markdown, signed_interval, t_interval

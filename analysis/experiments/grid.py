@@ -27,10 +27,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,9 +36,10 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.experiments.processes import call, side_by_side
 from analysis.run_folders import SavedRun, read_run
 from analysis.table import Eval, read_eval
-from harness.console import Parser, fail, progress
+from harness.console import Parser, fail
 from harness.warm_start import WarmStart, warm_start_folder
 
 STEPS = 60
@@ -173,18 +172,6 @@ def run(job: Job, root: Path) -> str | None:
     return call(command(job, root), root / job.name)
 
 
-def call(command: list[str], folder: Path) -> str | None:
-    """Runs a command on one core; None if it went well, else the last line that it said. All of it is in log.txt."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.txt").open("a") as log:
-        one_core = os.environ | {"OMP_NUM_THREADS": "1"}
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=one_core).returncode
-    if code == 0:
-        return None
-    lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
-    return f"{'/'.join(folder.parts[-3:])} failed ({code}): {lines[-1][:300]}"
-
-
 def run_stage(jobs: list[Job], root: Path, workers: int) -> None:
     """The jobs of one stage that are not done yet, after the warm starts that they need."""
     waiting = [job for job in jobs if not done(root / job.name)]
@@ -192,28 +179,6 @@ def run_stage(jobs: list[Job], root: Path, workers: int) -> None:
     starts = [seed for seed in sorted({job.seed for job in waiting}) if not done(start_result(seed, root))]
     side_by_side([partial(make_start, seed, root) for seed in starts], "warm starts", workers)
     side_by_side([partial(run, job, root) for job in waiting], jobs[0].stage, workers, len(jobs) - len(waiting))
-
-
-def side_by_side(works: list[Callable[[], str | None]], what: str, workers: int, already: int = 0) -> None:
-    """Each of `works` returns what went wrong, if anything did. Ends the program after the last, if any did."""
-    if not works:
-        return
-    failures = 0
-    with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(work) for work in works]
-        bar = progress(as_completed(futures), desc=what, total=already + len(works), initial=already)
-        try:
-            for future in bar:
-                if why := future.result():
-                    failures += 1
-                    bar.write(why)
-        except KeyboardInterrupt:  # the runs have got the signal too: each finishes its step and saves
-            pool.shutdown(cancel_futures=True)
-            bar.close()
-            print("stopped; the same command goes on", file=sys.stderr)
-            sys.exit(130)
-    if failures:
-        fail(f"{failures} of {len(works)} runs failed; see log.txt in their folders")
 
 
 # ---------------------------------------------------------------------------------------- what came out

@@ -24,8 +24,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.curves import CurvePoint, curve, over_seeds, style
-from analysis.eight import FAMILIES
 from analysis.experiments.grid import Job, done, run_stage, start_result
+from analysis.families import FAMILIES
 from analysis.run_folders import read_run
 from analysis.saved import read_rows, write_rows
 from analysis.stats import markdown, signed_interval, t_interval

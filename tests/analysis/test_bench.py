@@ -6,33 +6,33 @@ from dataclasses import replace
 import pytest
 import torch
 
-from analysis.bench import step
-from analysis.bench.step import Case
+from analysis.bench import sides, step
+from analysis.bench.sides import Case
 from policy import load_policy
 
 
 @pytest.mark.parametrize(("who", "share"), [("all", 1.0), ("kept", 0.5)])
 def test_the_shares_that_carry_signal_are_exact(tiny_folder, monkeypatch, who, share):
-    monkeypatch.setattr(step.scoring, "rewards", step.scoring.rewards)  # put back afterwards
+    monkeypatch.setattr(sides.scoring, "rewards", sides.scoring.rewards)  # put back afterwards
     case = Case(str(tiny_folder), prompts=2, group_size=4, prompt_tokens=5, new_tokens=6, steps=1, who=who)
-    found = step.ours(case)
+    found = sides.ours(case)
     assert found["kept"] == share and found["step"] > 0 and 0 < found["tokens"] <= 48
 
 
 def test_in_bf16_decoding_reads_half_the_bytes_and_the_limit_is_that_of_bf16(tiny_folder, monkeypatch):
-    monkeypatch.setattr(step.scoring, "rewards", step.scoring.rewards)
+    monkeypatch.setattr(sides.scoring, "rewards", sides.scoring.rewards)
     case = Case(str(tiny_folder), prompts=2, group_size=4, prompt_tokens=5, new_tokens=6, steps=1)
-    assert step.ours(replace(case, bf16=True))["bytes"] == step.ours(case)["bytes"] / 2
+    assert sides.ours(replace(case, bf16=True))["bytes"] == sides.ours(case)["bytes"] / 2
     seen = []
-    monkeypatch.setattr(step, "fastest", lambda work: seen.append(work()) or 1.0)
+    monkeypatch.setattr(sides, "fastest", lambda work: seen.append(work()) or 1.0)
     for bf16 in (False, True):
-        step.limits(replace(case, bf16=bf16))
+        sides.limits(replace(case, bf16=bf16))
     assert [product.dtype for product in seen[::2]] == [torch.float32, torch.bfloat16]
 
 
 def test_prompts_of_a_model_have_their_length(tiny_folder):
     policy = load_policy(str(tiny_folder))
-    made = step.questions(policy, Case(str(tiny_folder), prompts=3, prompt_tokens=7))
+    made = sides.questions(policy, Case(str(tiny_folder), prompts=3, prompt_tokens=7))
     assert len(made) == 3 and all(len(policy.encode_prompt(text)) == 7 for text in made)
 
 
@@ -85,5 +85,5 @@ def test_numbers_that_cannot_work_are_one_line(capsys, monkeypatch, flags):
 @pytest.mark.extra
 def test_trl_runs_the_same_case(tiny_folder):
     pytest.importorskip("trl", reason="needs the extra trl")
-    found = step.trl(Case(str(tiny_folder), prompts=2, group_size=4, prompt_tokens=5, new_tokens=6, steps=1))
+    found = sides.trl(Case(str(tiny_folder), prompts=2, group_size=4, prompt_tokens=5, new_tokens=6, steps=1))
     assert found["step"] > found["rollout"] > 0 and found["learner"] > 0 and 0 < found["tokens"] <= 48

@@ -1,9 +1,11 @@
 """analysis.growth: each case differs from the base in one thing, and the table's growth is that of its block."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from analysis.bench import growth, step
+from analysis.bench import growth, sides
 from analysis.bench.growth import BASE, VARIED, GrowthPoint
 from policy import load_policy
 from tasks import solve
@@ -47,16 +49,16 @@ def test_a_model_or_a_csv(capsys, flags):
 
 
 def test_what_would_end_a_response_is_the_token_that_is_least_likely(tiny_folder, monkeypatch):
-    monkeypatch.setattr(step.scoring, "rewards", step.scoring.rewards)  # put back afterwards
+    monkeypatch.setattr(sides.scoring, "rewards", sides.scoring.rewards)  # put back afterwards
     policy = load_policy(str(tiny_folder))
-    chosen = policy.tokenizer.convert_tokens_to_ids(step.never_drawn(policy, [solve("1+2=", "1")]))
+    chosen = policy.tokenizer.convert_tokens_to_ids(sides.never_drawn(policy, [solve("1+2=", "1")]))
     logits = policy.model(torch.tensor([policy.encode_prompt("1+2=")])).logits[0, -1]
     assert (logits >= logits[chosen]).all()
     ends = []
-    monkeypatch.setattr(step, "never_drawn", lambda *_: "9")
-    monkeypatch.setattr(step, "medians", lambda *_: {})
-    monkeypatch.setattr(step, "learner_work", lambda policy, *_: ends.append(policy.eos_id) or {})
-    case = step.Case(str(tiny_folder), prompts=1, group_size=4, prompt_tokens=5, new_tokens=4, steps=1)
+    monkeypatch.setattr(sides, "never_drawn", lambda *_: "9")
+    monkeypatch.setattr(sides, "medians", lambda *_: {})
+    monkeypatch.setattr(sides, "learner_work", lambda policy, *_: ends.append(policy.eos_id) or {})
+    case = sides.Case(str(tiny_folder), prompts=1, group_size=4, prompt_tokens=5, new_tokens=4, steps=1)
     for whole in (False, True):
-        step.ours(step.replace(case, whole=whole))
+        sides.ours(replace(case, whole=whole))
     assert ends == [policy.eos_id, policy.tokenizer.convert_tokens_to_ids("9")]

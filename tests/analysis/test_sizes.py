@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from analysis.bench import sizes, step
+from analysis.bench import sides, sizes
 from analysis.bench.growth import GrowthPoint
 from analysis.bench.sizes import SHAPES, Machine, Setting, Shape
 from analysis.saved import write_rows
@@ -110,8 +110,8 @@ def test_lines_that_fit_are_measured_with_random_weights(capsys, tmp_path, monke
     monkeypatch.setattr(sizes, "ON_GPU", [("tiny", s) for s in lines])
     monkeypatch.setattr(sizes.torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=8e9))
     monkeypatch.setattr(sizes.torch.cuda, "get_device_name", lambda: "pretended")
-    monkeypatch.setattr(step.scoring, "rewards", step.scoring.rewards)  # put back afterwards
-    monkeypatch.setattr(sizes, "measure", lambda case: step.ours(case) | {"peak_gb": 1.25})
+    monkeypatch.setattr(sides.scoring, "rewards", sides.scoring.rewards)  # put back afterwards
+    monkeypatch.setattr(sizes, "measure", lambda case: sides.ours(case) | {"peak_gb": 1.25})
     found = list(sizes.measure_on_gpu())
     assert [line["checkpointing"] for line in found] == [False, True]
     assert all(line["tokens"] == 2 * 4 * 5 and line["kept"] == 1 and line["gpu"] == "pretended" for line in found)

@@ -21,7 +21,7 @@ from helpers_viewer import (
 )
 
 import dagrpo
-from analysis import viewer
+from analysis import pushes, viewer
 from dagrpo import METHODS
 
 # ---------------------------------------------------------------------------------------- what Python writes
@@ -31,10 +31,10 @@ from dagrpo import METHODS
 def test_the_pushes_are_what_autograd_makes_of_a_mixed_batch_without_a_mask(name):
     """Against the loss written out by hand, Eq. 4 and 13 and their neighbours at ratio 1, for each recipe."""
     recipe, record = METHODS[name], make_record(["cbab", "ab", "b", "abb"], [1.0, 0.0, 0.0, 1.0], [9, 2, 3, 10])
-    A = viewer.advantages(recipe, record)
+    A = pushes.advantages(recipe, record)
     lengths = [len(row) for row in record["tokens"]]
     divide = {"constant": [4 * LIMIT] * 4, "sequence": [4 * t for t in lengths], "tokens": [sum(lengths)] * 4}
-    for i, push in enumerate(viewer.unmasked_pushes(recipe, record, A, LIMIT)):
+    for i, push in enumerate(pushes.unmasked_pushes(recipe, record, A, LIMIT)):
         for t, value in enumerate(push.tolist()):
             expected = A[i].item() / divide[recipe.divisor][i]
             # GSPO alike: a token moves the ratio by 1/|o|, and the row has |o| terms of it
@@ -56,44 +56,44 @@ def test_unmasked_pushes_times_the_mask_are_the_gradient_of_the_masked_loss(name
     recipe, rng = METHODS[name], random.Random(name)
     for _ in range(10):
         record = random_record(rng)
-        A = viewer.advantages(recipe, record)[None]
+        A = pushes.advantages(recipe, record)[None]
         keep = torch.rand(A.shape) < 0.5
         width = max(map(len, record["tokens"]))
         tokens = torch.tensor([row + [0] * (width - len(row)) for row in record["tokens"]])
         mask = torch.arange(width) < torch.tensor([[len(row)] for row in record["tokens"]])
         logp = torch.tensor([row + [0.0] * (width - len(row)) for row in record["logp"]])
-        anchor = viewer.anchors_of(recipe, record)
+        anchor = pushes.anchors_of(recipe, record)
         zero = torch.zeros(mask.shape)
         update = dagrpo.build_update(recipe, A, keep, tokens, mask, logp, zero, anchor, LIMIT)
         leaf = logp.clone().requires_grad_()
         dagrpo.policy_loss(leaf, update, recipe, entropy=zero).backward()
-        pushes = viewer.unmasked_pushes(recipe, record, A[0], LIMIT)
-        for i, push in enumerate(pushes):
+        moved = pushes.unmasked_pushes(recipe, record, A[0], LIMIT)
+        for i, push in enumerate(moved):
             torch.testing.assert_close(push * keep[0, i], -leaf.grad[i, : len(push)])
 
 
 def test_in_hpt_a_demonstration_is_one_only_where_nobody_else_is_right():
     for R, anchor in (([0.0, 0.0, 1.0], True), ([1.0, 0.0, 1.0], False)):
         record = make_record(["ab", "ba", "ab"], R, [9, 2, 10])
-        assert viewer.anchors_of(METHODS["hpt"], record).tolist() == [False, False, anchor]
-        A = viewer.advantages(METHODS["hpt"], record)
+        assert pushes.anchors_of(METHODS["hpt"], record).tolist() == [False, False, anchor]
+        A = pushes.advantages(METHODS["hpt"], record)
         wanted = [0.0, 0.0, 1.0] if anchor else [1 / 3, -2 / 3, 1 / 3]
         assert A.tolist() == pytest.approx(wanted)
-        pushes = [row.tolist() for row in viewer.unmasked_pushes(METHODS["hpt"], record, A, LIMIT)]
-        assert pushes[2] == pytest.approx([1 / 3 if anchor else 1 / 3 / 120] * 3)
-        assert any(map(any, pushes[:2])) != anchor
+        moved = [row.tolist() for row in pushes.unmasked_pushes(METHODS["hpt"], record, A, LIMIT)]
+        assert moved[2] == pytest.approx([1 / 3 if anchor else 1 / 3 / 120] * 3)
+        assert any(map(any, moved[:2])) != anchor
 
 
 def test_an_anchor_without_log_probs_has_pushes_where_none_are_read_and_unknown_ones_where_they_are():
     logp = [[-0.5] * 3, [-0.5] * 3, [None] * 3]
     record = make_record(["ab", "ba", "ab"], [1.0, 0.0, 1.0], [9, 2, 10], logp=logp)
     A = torch.tensor(record["A"])
-    assert viewer.unmasked_pushes(METHODS["dagrpo"], record, A, LIMIT)[2].tolist() == pytest.approx([1 / 3 / 120] * 3)
-    luffy = viewer.unmasked_pushes(METHODS["luffy"], record, A, LIMIT)
+    assert pushes.unmasked_pushes(METHODS["dagrpo"], record, A, LIMIT)[2].tolist() == pytest.approx([1 / 3 / 120] * 3)
+    luffy = pushes.unmasked_pushes(METHODS["luffy"], record, A, LIMIT)
     assert luffy[2].isnan().all()
     assert not torch.cat(luffy[:2]).isnan().any()
-    assert viewer.runs_of(luffy[2].tolist()) == [3, None]
-    assert not viewer.unmasked_pushes(METHODS["luffy"], record, A * 0, LIMIT)[2].isnan().any()
+    assert pushes.runs_of(luffy[2].tolist()) == [3, None]
+    assert not pushes.unmasked_pushes(METHODS["luffy"], record, A * 0, LIMIT)[2].isnan().any()
 
 
 def test_net_pushes_from_what_the_page_is_given_are_those_of_a_brute_force_loop(tmp_path):
@@ -149,10 +149,10 @@ def test_the_page_may_run_its_own_script_and_fetch_nothing(tmp_path):
 
 def test_a_character_of_several_tokens_stands_at_its_first():
     ids = TOKENIZER.encode("aé€\U0001f600b")
-    assert list(viewer.pieces(TOKENIZER, ids)) == ["a", "é", "", "€", "", "", "\U0001f600", "", "", "", "b"]
+    assert list(pushes.pieces(TOKENIZER, ids)) == ["a", "é", "", "€", "", "", "\U0001f600", "", "", "", "b"]
     broken = TOKENIZER.encode("€")[:2] + TOKENIZER.encode("b")  # cut off, as by the longest response
-    assert list(viewer.pieces(TOKENIZER, broken)) == ["\ufffd", "\ufffd", "b"]
-    assert list(viewer.pieces(TOKENIZER, TOKENIZER.encode("é")[:1])) == ["\ufffd"]
+    assert list(pushes.pieces(TOKENIZER, broken)) == ["\ufffd", "\ufffd", "b"]
+    assert list(pushes.pieces(TOKENIZER, TOKENIZER.encode("é")[:1])) == ["\ufffd"]
 
 
 def test_the_runs_own_recipe_has_its_flags_and_its_recorded_advantages(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from helpers import ROOT
 
 from analysis.run_folders import read_run
-from harness import runfolder
+from harness import checkpoint, runfolder
 
 pytestmark = pytest.mark.extra
 STEPS = 24
@@ -93,7 +93,7 @@ def test_a_run_killed_while_it_writes_its_checkpoint_ends_as_the_uninterrupted_o
     partial = out / "checkpoint.partial"
 
     def last_step():
-        folder = runfolder.find_checkpoint(out)
+        folder = checkpoint.find_checkpoint(out)
         return int((folder / "step").read_text()) if folder else 0
 
     for files in range(9):  # how many there are when the kill comes; of 8, more than there will be, the renames follow

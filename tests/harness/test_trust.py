@@ -13,7 +13,7 @@ import eval
 import judges.__main__ as judges
 import train
 from analysis import viewer
-from harness import runfolder
+from harness import checkpoint
 
 
 class Evil:
@@ -37,7 +37,7 @@ def ends_in_one_line(capsys, function, *args):
 def test_pickled_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
     torch.save({"step": 1, "random": Evil(tmp_path / "ran")}, tmp_path / "trainer.pt")
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
-    assert "trainer.pt cannot be read" in ends_in_one_line(capsys, runfolder.load_trainer, tmp_path, optimizer)
+    assert "trainer.pt cannot be read" in ends_in_one_line(capsys, checkpoint.load_trainer, tmp_path, optimizer)
     assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "trainer.pt", weights_only=False)
     assert (tmp_path / "ran").exists(), "it would have been"

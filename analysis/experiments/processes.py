@@ -1,0 +1,46 @@
+"""Many runs, a few at a time, each a process of its own: what went wrong is said, and the others go on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from harness.console import fail, progress
+
+
+def call(command: list[str], folder: Path) -> str | None:
+    """Runs a command on one core; None if it went well, else the last line that it said. All of it is in log.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("a") as log:
+        one_core = os.environ | {"OMP_NUM_THREADS": "1"}
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=one_core).returncode
+    if code == 0:
+        return None
+    lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
+    return f"{'/'.join(folder.parts[-3:])} failed ({code}): {lines[-1][:300]}"
+
+
+def side_by_side(works: list[Callable[[], str | None]], what: str, workers: int, already: int = 0) -> None:
+    """Each of `works` returns what went wrong, if anything did. Ends the program after the last, if any did."""
+    if not works:
+        return
+    failures = 0
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(work) for work in works]
+        bar = progress(as_completed(futures), desc=what, total=already + len(works), initial=already)
+        try:
+            for future in bar:
+                if why := future.result():
+                    failures += 1
+                    bar.write(why)
+        except KeyboardInterrupt:  # the runs have got the signal too: each finishes its step and saves
+            pool.shutdown(cancel_futures=True)
+            bar.close()
+            print("stopped; the same command goes on", file=sys.stderr)
+            sys.exit(130)
+    if failures:
+        fail(f"{failures} of {len(works)} runs failed; see log.txt in their folders")

@@ -1,0 +1,33 @@
+"""Files that are whole or not there: written aside, brought to the disk, renamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[IO[str]]:
+    """A text file that takes the place of `path` once it is whole: a kill or an error leaves what was there before."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        sync(partial)
+        partial.replace(path)
+        sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync(*paths: Path) -> None:
+    """Waits until these files, and the names in these folders, are on the disk: a power cut then leaves them whole."""
+    for path in paths:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
