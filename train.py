@@ -16,7 +16,7 @@ Where the paper is silent: AdamW without weight decay at a constant rate, gradie
 
 A real model on real data goes the same way: --model, --data, --scorer (see the presets at the end of --help).
 
-    python train.py --method dagrpo --steps 100 --seed 0 --out runs/dagrpo
+    python train.py    is short for: python train.py --method dagrpo --steps 100 --seed 0 --out runs/dagrpo
 """
 
 from __future__ import annotations

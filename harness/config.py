@@ -59,8 +59,8 @@ def flag(default: Any, text: str, metavar: str | None = None, **more: Any) -> An
 class Target:
     """what to train, and where to write"""
 
-    method: str = flag("", f"one of {', '.join(dagrpo.METHODS)}", "M", required=True, choices=list(dagrpo.METHODS))
-    out: str = flag("", "the run folder", "DIR", required=True)
+    method: str = flag("dagrpo", f"one of {', '.join(dagrpo.METHODS)}", "M", choices=list(dagrpo.METHODS))
+    out: str = flag("", "the run folder [runs/METHOD]", "DIR")
     steps: int = flag(100, "one rollout batch each", "N")
     seed: int = flag(0, "order of prompts, and sampling", "S")
     preset: str | None = flag(None, "flags to begin with, listed at the end", "NAME", choices=list(PRESETS))
@@ -212,7 +212,7 @@ def build_parser(about: str | None = None, **more: Any) -> ConfigParser:
     """All flags, grouped as --help shows them, and the presets."""
     presets = "\n\n".join(f"{name}: {what}\n    {flags}" for name, (what, flags) in PRESETS.items())
     epilog = f"presets; what you give beside them overrules them\n\n{presets}"
-    usage = "python train.py --method M --out DIR [flags]"
+    usage = "python train.py [--method M] [--out DIR] [flags]"
     return ConfigParser(GROUPS, **{"prog": "train.py", "usage": usage, "description": about, "epilog": epilog} | more)
 
 
@@ -227,6 +227,7 @@ def preset_flags(argv: list[str]) -> list[str]:
 def parse(argv: list[str], about: str | None = None) -> Config:
     """The checked settings. A preset's flags come first, so that those beside it overrule them."""
     config = Config(**vars(build_parser(about).parse_args([*preset_flags(argv), *argv])))
+    config = replace(config, out=config.out or f"runs/{config.method}")
     check(config)
     return config
 
