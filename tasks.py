@@ -74,19 +74,18 @@ class World:
     start: dict[str, Any]  # fields of harness.warm_start.WarmStart that are not its defaults
 
 
-def with_modulus(levels: dict[str, Form], modulus: int) -> dict[str, Form]:
-    return {name: replace(form, modulus=modulus) for name, form in levels.items()}
+def guessable(modulus: int) -> World:
+    """Of `modulus` bare guesses one is right."""
+    levels, ood = ({n: replace(form, modulus=modulus) for n, form in at.items()} for at in (LEVELS, OOD_LEVELS))
+    start = {"steps": 900, "level_weights": (2, 2, 2, 1, 0.3), "ood_share": 0.05}
+    shows = f"right answers without right steps: of {modulus} guesses one is right, and R rewards luck"
+    return World(shows, levels, ood, ("5",), start)
 
 
 WORLDS = {
     "plain": World("some levels easy, some hard, none guessable", LEVELS, OOD_LEVELS, tuple(LEVELS), {}),
-    "guess": World(
-        "right answers without right steps: every third guess is right, so R rewards luck",
-        with_modulus(LEVELS, 3),
-        with_modulus(OOD_LEVELS, 3),
-        ("5",),
-        {"steps": 900, "level_weights": (2, 2, 2, 1, 0.3), "ood_share": 0.05},
-    ),
+    "guess": guessable(3),
+    **{f"guess{modulus}": guessable(modulus) for modulus in (2, 5, 10)},  # for experiments
     "unseen": World(
         "levels that the start hardly ever solves: whole groups are wrong, and only demonstrations teach them",
         LEVELS,

@@ -64,6 +64,7 @@ class Study(Sampling):
     model: list[str] = field(default_factory=lambda: ["warm_start"], metadata={"help": MODELS, "metavar": "M"})
     problems: int = flag(24, "prompts of each level and seed; with --data in all", "N")
     seeds: int = flag(2, "sampling seeds 0 ... N - 1, each with its own prompts", "N")
+    world: str = flag("plain", "of the built-in task: its trained levels", "W", choices=list(tasks.WORLDS))
     data: str | None = flag(None, "problems for a real model, as of train.py; without it the built-in ones", "FILE")
 
 
@@ -98,7 +99,9 @@ def label(name: str) -> str:
 def problems_of(study: Study, seed: int) -> list[Problem]:
     """The seed's problems in its order, levels mixed as in training."""
     if not study.data:
-        found = tasks.arithmetic("train", study.problems, seed=1 + seed)
+        world = tasks.WORLDS[study.world]
+        levels = {name: world.levels[name] for name in world.trained}
+        found = tasks.arithmetic("train", study.problems, seed=1 + seed, levels=levels)
         random.Random(seed).shuffle(found)
         return found
     found, _ = load_problems(study.data, limit=50 * study.problems * study.seeds)
@@ -108,7 +111,7 @@ def problems_of(study: Study, seed: int) -> list[Problem]:
 def measure_seeds(path: str, name: str, study: Study) -> Measured:
     """One policy on all seeds: problems, samples, and batches of each seed are its own."""
     with one_line(f"--model {path} cannot be loaded", OSError, ValueError):
-        policy, every = load_policy(find_start(path)), None
+        policy, every = load_policy(find_start(path, study.world)), None
     for seed in range(study.seeds):
         problems = problems_of(study, seed)
         usable, fates = prepare_anchors(policy, problems, study.max_new_tokens)
@@ -167,7 +170,9 @@ components, not centred, of unit vectors for g and of the vectors themselves for
 
 def caption(study: Study, models: list[str]) -> str:
     what = (
-        f"{study.data}, {study.problems} problems" if study.data else f"{study.problems} problems a level (split train)"
+        f"{study.data}, {study.problems} problems"
+        if study.data
+        else f"World {study.world}, {study.problems} problems a level (split train)"
     )
     seeds = ", ".join(map(str, range(study.seeds)))
     how = f"""

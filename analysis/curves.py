@@ -14,7 +14,9 @@ Writes into --out: curves.png, curves.csv (exactly what is drawn), curves.txt (t
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count as count_up
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,7 @@ PANELS = {  # column of metrics.csv -> where it is drawn
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow; 7 and 5 make 35 pairs. Lines of a
 # grey print differ by dashes and, from the sixth on, by markers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+ORDER = ("dr_grpo", "dagrpo_on", "dagrpo", "random mask", "dr_grpo, S as reward", "luffy", "grpo", "sft")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (8, 1.5, 1, 1.2, 1, 1.5)))
 MARKERS = ("", "o", "s", "^")
 
@@ -90,6 +93,18 @@ def read_csv(path: Path) -> pd.DataFrame:
     return points
 
 
+def message(points: pd.DataFrame) -> str:
+    """The figure's title: how the first method's reward ends, and by how much the others are ahead of it or behind."""
+    ends = points[points["panel"] == "reward"].groupby("method", sort=False).last()
+    if ends.empty:
+        return "Training curves"
+    (first, *others), reward = ends.index, ends["mean"]
+    ahead = sorted(others, key=lambda method: -reward[method])
+    gaps = "".join(f", {method} {reward[method] - reward[first]:+.2f}" for method in ahead[:4])
+    seeds = "one seed each: no verdict" if ends["seeds"].max() == 1 else f"{ends['seeds'].min()} seeds or more"
+    return f"Reward at the end: {first} {reward[first]:.2f}{gaps} ({seeds})"
+
+
 def draw_curves(points: pd.DataFrame) -> Figure:
     """The five panels; the sixth place is the legend's."""
     methods = points["method"].unique()
@@ -97,7 +112,7 @@ def draw_curves(points: pd.DataFrame) -> Figure:
     axes, last = figure.subplots(2, 3).flatten(), points["step"].max()
     for ax, (name, panel) in zip(axes, PANELS.items(), strict=False):
         here = points[points["panel"] == name]
-        for i, method in enumerate(methods):
+        for method, i in places(methods).items():
             draw_line(ax, here[here["method"] == method], i, panel.log)
         if panel.log and len(here):
             log_axis(ax, here)
@@ -107,11 +122,23 @@ def draw_curves(points: pd.DataFrame) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
     draw_legend(axes[-1], points)
+    figure.suptitle(message(points))
     return figure
 
 
+def places(methods: Iterable[str]) -> dict[str, int]:
+    """Which style each method has: those of ORDER the same one in every figure, others what is left.
+
+    >>> places(["sft", "dapo", "dagrpo_on", "gspo"])
+    {'sft': 7, 'dapo': 0, 'dagrpo_on': 1, 'gspo': 2}
+    """
+    known = {method: ORDER.index(method) for method in methods if method in ORDER}
+    left = (i for i in count_up() if i not in known.values())
+    return {method: known[method] if method in known else next(left) for method in methods}
+
+
 def style(index: int, points: int) -> dict:
-    """How the method number `index` is drawn; not every point has a marker."""
+    """How a method is drawn, given its place; not every point has a marker."""
     look = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)], "linewidth": 1.7}
     marker = MARKERS[index // len(DASHES) % len(MARKERS)] or ("o" if points == 1 else "")  # a lone point is no line
     return look | {"marker": marker, "markersize": 4, "markevery": (0, max(1, points // 8))}
@@ -143,7 +170,8 @@ def log_axis(ax: Axes, points: pd.DataFrame) -> None:
 def draw_legend(ax: Axes, points: pd.DataFrame) -> None:
     ax.axis("off")
     seeds = points.groupby("method", sort=False)["seeds"].max()
-    for i, (method, n) in enumerate(seeds.items()):
+    for method, i in places(seeds.index).items():
+        n = seeds[method]
         ax.plot([], [], label=textwrap.fill(f"{method} ({count(n, 'seed')})", 40), **style(i, 2))
     notes = [f"line: running mean over {count(points['smooth'].iloc[0], 'step')}"]
     notes += ["faint: single steps (one seed)"] if 1 in seeds.values else []
@@ -168,7 +196,9 @@ def measure(runs: list[SavedRun], smooth: int, path: Path) -> str:
 
 
 def redraw(source: Path, out: Path) -> None:
-    draw_curves(read_csv(source)).savefig(out / "curves.png", dpi=120)
+    points = read_csv(source)
+    draw_curves(points).savefig(out / "curves.png", dpi=120)
+    print(message(points))
 
 
 def main(argv: list[str] | None = None) -> None:

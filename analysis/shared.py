@@ -34,7 +34,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import dagrpo
-from analysis.curves import COLOURS, CurvePoint, curve, draw_legend, draw_line
+from analysis.curves import COLOURS, CurvePoint, curve, draw_legend, draw_line, places
 from analysis.gradients import MASKED, MASKS, NONE, RANDOM, chance_mask
 from analysis.run_folders import SavedRun, by_method, common_steps, count, describe, read_rollouts
 from analysis.saved import draw_runs, read_rows, write_rows
@@ -167,7 +167,7 @@ def draw_shared(points: pd.DataFrame) -> Figure:
         here = points[points["panel"] == name]
         for ax, mask, when in ((column[0], NONE, "as sampled"), (column[1], MASKED, "after the mask of Eq. 8-9")):
             over_training = here[(here["mask"] == mask) & (here["level"] == "all")]
-            for i, method in enumerate(methods):
+            for method, i in places(methods).items():
                 draw_line(ax, over_training[over_training["method"] == method], i)
             ax.set(title=f"{name.capitalize()}, {when}", xlabel="step", ylabel=unit)
         draw_levels(column[2], here[here["step"] == 0], methods)
@@ -188,11 +188,11 @@ def draw_shared(points: pd.DataFrame) -> Figure:
 
 def draw_levels(ax: Axes, points: pd.DataFrame, methods: list[str]) -> None:
     """Methods side by side at each level, masks by their markers."""
-    levels, width = list(points["level"].unique()), 0.8 / len(methods)
+    levels, width, place = list(points["level"].unique()), 0.8 / len(methods), places(methods)
     for i, method in enumerate(methods):
         for p in points[points["method"] == method].itertuples():
             shift = (i - (len(methods) - 1) / 2) + 0.27 * (list(MARKS).index(p.mask) - 1)
-            look = {"color": COLOURS[i % len(COLOURS)], "markersize": 5}
+            look = {"color": COLOURS[place[method] % len(COLOURS)], "markersize": 5}
             fill = "white" if p.mask == NONE else look["color"]
             half = None if np.isnan(p.low) else [[p.mean - p.low], [p.high - p.mean]]
             at = levels.index(p.level) + width * shift

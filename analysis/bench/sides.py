@@ -22,6 +22,7 @@ from transformers import GenerationConfig, LogitsProcessor
 
 import fast
 import fast.draw
+import fast.sampling
 import rollout
 import scoring
 import tasks
@@ -69,6 +70,13 @@ class Ends(LogitsProcessor):
         return scores
 
 
+def end_in_samples(policy: Policy, ends: Ends) -> None:
+    """From here on, what fast/ samples ends as `ends` says."""
+    fast.sampling.sampling_works(policy)  # is tried out before: its log-probs are of the model's own distribution
+    sampler = fast.draw.Sampler.__call__
+    fast.draw.Sampler.__call__ = lambda self, ids, scores: sampler(self, ids, ends(ids, scores))
+
+
 def questions(policy: Policy, case: Case) -> list[str]:
     """B prompts: the built-in task's, or text of P tokens."""
     if case.model is None:
@@ -108,9 +116,8 @@ def ours(case: Case) -> dict[str, float]:
     run = train.start(config, lambda pairs: [scores[i % len(scores)] for i in range(len(pairs))])
     run.policy.tokenizer.chat_template = run.policy.model.generation_config.eos_token_id = None  # one end token
     pool = [tasks.Problem(question, "0", "", "1") for question in questions(run.policy, case)]
-    if case.ends:  # before the draw
-        ends, sampler = Ends(run.policy.eos_id, case.new_tokens), fast.draw.Sampler.__call__
-        fast.draw.Sampler.__call__ = lambda self, ids, scores: sampler(self, ids, ends(ids, scores))
+    if case.ends:
+        end_in_samples(run.policy, Ends(run.policy.eos_id, case.new_tokens))
     if case.whole:
         run.policy.tokenizer.eos_token = never_drawn(run.policy, pool)
     scoring.rewards = alternate
@@ -148,9 +155,8 @@ def plain_generate(case: Case) -> dict[str, float]:
     policy.model.generation_config = GenerationConfig()
     config = GenerationConfig(**sampling, eos_token_id=policy.eos_id, pad_token_id=policy.pad_id)
     ends = [Ends(policy.eos_id, case.new_tokens)] if case.ends else []
-    if case.ends:
-        sampler = fast.draw.Sampler.__call__
-        fast.draw.Sampler.__call__ = lambda self, ids, scores: sampler(self, ids, ends[0](ids, scores))
+    for processor in ends:
+        end_in_samples(policy, processor)
     steps = []
     for seed in range(case.warm + case.steps):
         torch.manual_seed(seed)

@@ -1,1 +1,1 @@
-"""The experiments behind the claims: the grid, controls, ablations, verdicts."""
+"""The experiments behind the claims: the grid, controls, verdicts."""

@@ -1,19 +1,18 @@
-"""The paper's Table 1 in small, and its claims C1-C7, each answered: effect, 95 % interval, verdict.
+"""The paper's Table 1 in small, and its claims C1-C7, each answered in each world: effect, 95 % interval, verdict.
 
 Every claim is a difference between two methods at the same seed: the same start, prompts and problems asked. The effect
-is its mean over seeds, the interval Student's t, and p is two-sided and corrected by Holm's method over the claims.
-C7 compares no methods: its effect is minus the correlation, within the groups of dr_grpo, of score gap and cosine
-(conflict_seeds.py, mean over steps 20, 40 and 60 of a seed). What counts as an answer is fixed in advance:
+is its mean over seeds, the interval Student's t, and p is two-sided and corrected by Holm's method over the claims of
+all worlds. C7 compares no methods: its effect is minus the correlation, within the groups of dr_grpo, of score gap and
+cosine (conflict_seeds.py). What counts as an answer is fixed in advance:
 
     holds            p < 0.05 after Holm, and the effect has the claim's sign
     does not hold    the interval ends below the smallest effect that would be worth having: 2 points of accuracy, a
                      tenth of a decade of gradient norm, 0.02 nats, 1 token, a correlation of 0.1
     undecided        neither
 
-The baseline is dr_grpo, which is GRPO as section 6 of the paper has it; the same against grpo is shown below it
-and is not part of the verdict. C5 says two things, and holds only if both do.
+The baseline is dr_grpo, which is GRPO as section 6 of the paper has it. C5 says two things, and holds only if both do.
 
-    python -m analysis.experiments.claims    both tables, from runs.csv and conflict_seeds.csv in results/experiments
+    python -m analysis.experiments.claims [--worlds guess]    both tables, from results/worlds
 """
 
 from __future__ import annotations
@@ -26,16 +25,15 @@ import numpy as np
 import pandas as pd
 
 from analysis.experiments.conflict_seeds import SeedPoint, c7_by_seed
-from analysis.experiments.grid import RUNS_CSV, read_table
-from analysis.saved import read_rows
+from analysis.experiments.grid import OUT, WORLDS, read_rows
+from analysis.saved import read_rows as read_points
 from analysis.stats import markdown, signed_interval, t_interval, t_test
-from harness.console import Parser
+from harness.console import Parser, fail
 
 LEVELS = ["level 1", "level 2", "level 3", "level 4", "level 5"]
-BASELINE = "dr_grpo"
-STAGES = ("main", "after_sft", "controls", "others")  # what else there is are settings: ablations.py shows them
-CLAIMS = 7  # of Holm's correction
+BASELINE, START = "dr_grpo", "warm start"
 C7 = "C7"  # the column of a run that conflict_seeds.csv gives
+NAMES = ("C1", "C2", "C3", "C4", "C5", "C6", "C7")
 
 Effect = Callable[..., pd.Series]  # runs of each label, their index the seed -> by how much the claim is right, by seed
 
@@ -72,57 +70,59 @@ def decades_below(column: str) -> Effect:
     return effect
 
 
-def claims(baseline: str) -> list[Claim]:
-    """C1-C7 with this baseline in GRPO's place."""
-    accuracy, norm = "accuracy", "decades"
-    return [
-        Claim("C1", "the mask alone beats GRPO", ("dagrpo_on", baseline), difference("mean"), 0.02, accuracy),
-        Claim("C2", "anchors help most on hard prompts", ("dagrpo", "dagrpo_on"), hard_more_than_easy, 0.02, accuracy),
-        Claim("C3", "DaGRPO beats LUFFY", ("dagrpo", "luffy"), difference("mean"), 0.02, accuracy),
-        Claim("C4", "largest gradient norm is lower", ("dagrpo", baseline), decades_below("grad_norm max"), 0.1, norm),
-        Claim("C5", "entropy is preserved", ("dagrpo", baseline), difference("entropy last"), 0.02, "nats"),
-        Claim("C5", "responses are longer", ("dagrpo", baseline), difference("response_length last"), 1.0, "tokens"),
-        Claim("C6", "out of distribution it is better", ("dagrpo", baseline), difference("ood mean"), 0.02, accuracy),
-        Claim("C7", "pairs of like score conflict", ("dr_grpo",), lambda runs: -runs[C7], 0.1, "correlation"),
-    ]
+CLAIMS = [
+    Claim("C1", "the mask alone beats GRPO", ("dagrpo_on", BASELINE), difference("accuracy"), 0.02, "accuracy"),
+    Claim("C2", "anchors help most on hard prompts", ("dagrpo", "dagrpo_on"), hard_more_than_easy, 0.02, "accuracy"),
+    Claim("C3", "DaGRPO beats LUFFY", ("dagrpo", "luffy"), difference("accuracy"), 0.02, "accuracy"),
+    Claim("C4", "largest gradient norm is lower", ("dagrpo", BASELINE), decades_below("grad_norm max"), 0.1, "decades"),
+    Claim("C5", "entropy is preserved", ("dagrpo", BASELINE), difference("entropy last"), 0.02, "nats"),
+    Claim("C5", "responses are longer", ("dagrpo", BASELINE), difference("response_length last"), 1.0, "tokens"),
+    Claim("C6", "out of distribution it is better", ("dagrpo", BASELINE), difference("ood mean"), 0.02, "accuracy"),
+    Claim("C7", "pairs of like score conflict", (BASELINE,), lambda runs: -runs[C7], 0.1, "correlation"),
+]
 
 
-def further() -> list[Claim]:
-    """Asked with the claims, to understand them: controls, and what else the runs show."""
-    accuracy = "accuracy"
-    return [
-        Claim("", "RL improves its start", ("dr_grpo", "warm start"), difference("mean"), 0.02, accuracy),
-        Claim("", "with the mask, too", ("dagrpo_on", "warm start"), difference("mean"), 0.02, accuracy),
-        Claim("", "DaGRPO beats GRPO", ("dagrpo", "dr_grpo"), difference("mean"), 0.02, accuracy),
-        Claim("", "DaGRPO beats SFT", ("dagrpo", "sft"), difference("mean"), 0.02, accuracy),
-        Claim("", "anchors help", ("dagrpo", "dagrpo_on"), difference("mean"), 0.02, accuracy),
-        Claim("", "Eq. 8-9 beat a random mask", ("dagrpo_on", "random mask"), difference("mean"), 0.02, accuracy),
-        Claim("", "S as reward helps", ("dr_grpo, S as reward", "dr_grpo"), difference("mean"), 0.02, accuracy),
-        Claim("", "RL after SFT beats SFT", ("sft then dr_grpo", "sft"), difference("mean"), 0.02, accuracy),
-        Claim(
-            "", "gradient norm per kept row is lower", ("dagrpo", "dr_grpo"),
-            decades_below("grad_norm per kept row"), 0.1, "decades",
-        ),
-    ]  # fmt: skip
+def asked(text: str, one: str, other: str, column: str = "accuracy", unit: str = "accuracy") -> Claim:
+    return Claim("", text, (one, other), difference(column), 0.02, unit)
+
+
+FURTHER = [  # asked with the claims, to understand them
+    asked("RL improves its start", BASELINE, START),
+    asked("the mask: sooner", "dagrpo_on", BASELINE, "reward mean", "reward, mean of the run"),
+    asked("the mask: out of distribution", "dagrpo_on", BASELINE, "ood mean"),
+    Claim("", "the mask: lower largest norm", ("dagrpo_on", BASELINE), decades_below("grad_norm max"), 0.1, "decades"),
+    asked("the mask: longer", "dagrpo_on", BASELINE, "response_length last", "tokens"),
+    asked("is it distinctiveness?", "dagrpo_on", "random mask"),
+    asked("likewise, sooner", "dagrpo_on", "random mask", "reward mean", "reward, mean of the run"),
+    asked("or fewer terms?", "random mask", BASELINE, "reward mean", "reward, mean of the run"),
+    asked("or what S knows?", "dr_grpo, S as reward", "dagrpo_on"),
+    asked("likewise, sooner", "dr_grpo, S as reward", "dagrpo_on", "reward mean", "reward, mean of the run"),
+    asked("anchors help", "dagrpo", "dagrpo_on"),
+    asked("DaGRPO beats GRPO", "dagrpo", BASELINE),
+    asked("DaGRPO beats SFT", "dagrpo", "sft"),
+    asked("RL after SFT beats SFT", "sft then dr_grpo", "sft"),
+    asked("with standard deviation and length", "grpo", BASELINE),
+]
 
 
 @dataclass(frozen=True)
 class Answer:
     claim: Claim
+    world: str
     seeds: int
     mean: float
     half: float  # of the 95 % interval
     p: float  # two-sided, not corrected
 
 
-def answer(claim: Claim, runs: pd.DataFrame) -> Answer | None:
+def answer(claim: Claim, runs: pd.DataFrame, world: str) -> Answer | None:
     """None where fewer than two seeds have all the runs that it needs."""
     parts = [by_seed(runs, label) for label in claim.labels]
     effects = [] if any(part.empty for part in parts) else claim.effect(*parts).dropna()
     if len(effects) < 2:
         return None
     mean, half, p = map(float, t_test(effects))
-    return Answer(claim, len(effects), mean, half, 1.0 if np.isnan(p) else p)  # NaN: all effects are 0
+    return Answer(claim, world, len(effects), mean, half, 1.0 if np.isnan(p) else p)  # NaN: all effects are 0
 
 
 def by_seed(runs: pd.DataFrame, label: str) -> pd.DataFrame:
@@ -152,67 +152,74 @@ def verdict(answers: list[Answer], p: float) -> str:
 
 
 def claims_table(runs: pd.DataFrame) -> str:
-    """The claims in Markdown, with dr_grpo as GRPO; below, without verdict, with grpo, and what is further.
-
-    p in brackets is not corrected.
-    """
-    parts: dict[str, list[Answer]] = {}  # a claim's name -> its parts
-    for claim in claims(BASELINE):
-        if found := answer(claim, runs):
-            parts.setdefault(claim.name, []).append(found)
-    corrected = holm({name: max(a.p for a in answers) for name, answers in parts.items()}, CLAIMS)
+    """The claims of all worlds in Markdown; below, without verdict and correction (p in brackets), what is further."""
+    parts: dict[str, list[Answer]] = {}  # world and claim -> the claim's parts
+    worlds = [world for world in WORLDS if world in set(runs["world"])]
+    for world in worlds:
+        for claim in CLAIMS:
+            if found := answer(claim, runs[runs["world"] == world], world):
+                parts.setdefault(f"{world} {claim.name}", []).append(found)
+    corrected = holm({name: max(a.p for a in answers) for name, answers in parts.items()}, len(NAMES) * len(WORLDS))
     lines = []
     for name, answers in parts.items():
         answered = verdict(answers, corrected[name])
         lines += [line(a, f"{corrected[name]:.3f}", answered) for a in answers]
-    more = [claim for claim in claims("grpo") if "grpo" in claim.labels] + further()
-    lines += [line(a, f"({a.p:.3f})", "") for claim in more if (a := answer(claim, runs))]
-    return markdown(["claim", "compared", "seeds", "effect [95 % interval]", "p (Holm)", "verdict"], lines)
+    for world in worlds:
+        more = (answer(claim, runs[runs["world"] == world], world) for claim in FURTHER)
+        lines += [line(a, f"({a.p:.3f})", "") for a in more if a]
+    return markdown(["world", "claim", "compared", "seeds", "effect [95 % interval]", "p (Holm)", "verdict"], lines)
 
 
 def line(a: Answer, p: str, answered: str) -> list[str]:
     effect = f"{signed_interval((a.mean, a.half), digits=1 if a.claim.unit == 'tokens' else 3)} {a.claim.unit}"
-    return [f"{a.claim.name} {a.claim.text}".strip(), " - ".join(a.claim.labels), str(a.seeds), effect, p, answered]
+    name = f"{a.claim.name} {a.claim.text}".strip()
+    return [a.world, name, " - ".join(a.claim.labels), str(a.seeds), effect, p, answered]
+
+
+COLUMNS = {  # of a run -> heading, digits
+    "accuracy": ("accuracy", 3), "ood mean": ("ood", 3), "reward mean": ("reward, mean", 3),
+    "response_length last": ("length", 1), "entropy last": ("entropy", 3), "grad_norm max": ("largest norm", 2),
+    "kept_fraction mean": ("kept", 2), "responses": ("responses", 0), "tokens": ("tokens", 0),
+}  # fmt: skip
 
 
 def means_table(runs: pd.DataFrame) -> str:
-    """Greedy accuracy of every label, mean over its seeds: the paper's Table 1 in small, in Markdown.
+    """A world's methods in Markdown, each the mean over its seeds; and how far it is ahead of dr_grpo, seed by seed.
 
-    Every seed has a start of its own, and some labels have fewer seeds: so they are ranked, best and second best of a
-    column, by their difference to the baseline at the same seeds. That of the mean and of ood is shown, with its 95 %
-    interval. Labels with fewer than three seeds are left out.
+    accuracy: greedy, on the levels that RL trains on. Length and entropy are those of the last ten steps.
     """
-    columns, baseline = [*LEVELS, "mean", "ood mean"], by_seed(runs, BASELINE)
-    shown = {label: by_seed(runs, label) for label in runs["label"].unique()}
-    shown = {label: mine for label, mine in shown.items() if len(mine) > 2}
-    gaps = {label: (mine[columns] - baseline[columns]).dropna(how="all") for label, mine in shown.items()}
-    gaps = {label: gap if len(gap) else shown[label][columns] for label, gap in gaps.items()}  # no seed in common
-    ranks = pd.DataFrame({label: gap.mean() for label, gap in gaps.items()}).rank(axis=1, method="min", ascending=False)
-    lines = []
-    for label, mine in shown.items():
-        marks = [{1: "**", 2: "*"}.get(rank, "") for rank in ranks[label]]
-        cells = [f"{mark}{mine[column].mean():.3f}{mark}" for mark, column in zip(marks, columns, strict=True)]
-        ends = [signed_interval(t_interval(gaps[label][column])) for column in ("mean", "ood mean")]
-        cells += ["", ""] if label == BASELINE else ends
-        lines.append([label, str(len(mine)), f"{mine['responses'].fillna(0).mean():.0f}", *cells])
-    heads = ["method", "seeds", "responses", *(level.removeprefix("level ") for level in LEVELS), "mean", "ood"]
-    return markdown([*heads, f"mean - {BASELINE}", f"ood - {BASELINE}"], lines)
+    baseline, lines = by_seed(runs, BASELINE), []
+    for label in runs["label"].unique():
+        mine = by_seed(runs, label)
+        cells = [f"{mine[name].mean():.{digits}f}" for name, (_, digits) in COLUMNS.items()]
+        gaps = [(mine[name] - baseline[name]).dropna() for name in ("accuracy", "reward mean")]
+        ends = [signed_interval(t_interval(gap)) if len(gap) > 1 and label != BASELINE else "" for gap in gaps]
+        lines.append([label, str(len(mine)), *(cell.replace("nan", "") for cell in cells), *ends])
+    heads = [head for head, _ in COLUMNS.values()]
+    return markdown(["method", "seeds", *heads, f"accuracy - {BASELINE}", f"reward - {BASELINE}"], lines)
 
 
-def read(path: Path) -> pd.DataFrame:
+def read(folder: Path) -> pd.DataFrame:
     """The runs that claims are about, with C7's figure from conflict_seeds.csv, if the folder has that too."""
-    runs, beside = read_table(path), path.with_name("conflict_seeds.csv")
-    c7 = c7_by_seed(read_rows(SeedPoint, beside), "dr_grpo") if beside.exists() else {}
-    runs[C7] = runs["seed"].map(c7).where(runs["label"] == "dr_grpo").astype(float)
-    return runs[runs["stage"].isin(STAGES)]
+    runs = read_rows(folder / "runs.csv")
+    if runs.empty:
+        fail(f"{folder} holds no run yet; python -m analysis.experiments.grid makes them")
+    runs, c7 = runs[runs["stage"].isin(("main", "controls"))].copy(), folder / "conflict_seeds.csv"
+    found = c7_by_seed(read_points(SeedPoint, c7), BASELINE) if c7.exists() else {}
+    runs[C7] = runs["seed"].map(found).where((runs["label"] == BASELINE) & (runs["world"] == "guess")).astype(float)
+    return runs
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.experiments.claims", description=__doc__)
-    parser.add_argument("--runs", default=RUNS_CSV, metavar="FILE", help="of analysis.experiments.grid")
-    runs = read(Path(parser.parse_args(argv).runs))
-    print("Greedy accuracy by level, mean over seeds; bold: best, italic: second best, of the paired differences\n")
-    print(f"{means_table(runs)}\n\n{claims_table(runs)}")
+    parser.add_argument("--results", default=OUT, metavar="DIR", help="of analysis.experiments.grid")
+    parser.add_argument("--worlds", default=",".join(WORLDS), metavar="A,B", help=f"of {', '.join(WORLDS)}")
+    args = parser.parse_args(argv)
+    runs = read(Path(args.results))
+    runs = runs[runs["world"].isin(args.worlds.split(","))]
+    for world in (world for world in WORLDS if world in set(runs["world"])):
+        print(f"World {world}\n\n{means_table(runs[runs['world'] == world])}\n")
+    print(claims_table(runs))
 
 
 if __name__ == "__main__":

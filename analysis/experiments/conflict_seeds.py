@@ -1,7 +1,8 @@
 """Do gradients conflict, over training seeds: C7 and Eq. 5 with the spread that one trained policy does not show.
 
-For each of five seeds of the experiments, analysis.conflict on the warm start and on dr_grpo, dagrpo_on and dagrpo
-after 20, 40 and 60 steps: one process a policy, as many at once as there are cores; what is done is skipped. Kept:
+For each of five seeds of the experiments in the world `guess`, where the gaps of scores vary, analysis.conflict on the
+warm start and on dr_grpo, dagrpo_on and dagrpo after 50, 100 and 150 steps: one process a policy, as many at once as
+there are cores; what is done is skipped. Kept:
 
     C7 within groups    Spearman correlation of score gap and cosine of g, right-wrong pairs of a group; mean of groups
     C7 all pairs        the same of all pairs together
@@ -12,7 +13,7 @@ C7 says that the correlation is below 0. Intervals are Student's over seeds.
 
 Writes into --out: conflict_seeds.csv (a row a policy and figure), conflict_seeds.png, conflict_seeds.txt.
 
-    python -m analysis.experiments.conflict_seeds                    from runs/experiments, after the grid's stage main
+    python -m analysis.experiments.conflict_seeds                    after the grid's stage main
     python -m analysis.experiments.conflict_seeds --from-csv FILE    redraws conflict_seeds.csv, prints the table
 """
 
@@ -38,8 +39,8 @@ from analysis.saved import draw_figure, read_rows, write_rows
 from analysis.stats import markdown, signed_interval, t_interval
 from harness.console import Parser, fail
 
-SEEDS, METHODS, STEPS = range(5), ("dr_grpo", "dagrpo_on", "dagrpo"), (20, 40, 60)
-PROBLEMS = 16  # of each level
+SEEDS, METHODS, STEPS = range(5), ("dr_grpo", "dagrpo_on", "dagrpo"), (50, 100, 150)
+WORLD, PROBLEMS = "guess", 64
 START = "warm start"
 WITHIN, ALL = "C7 within groups", "C7 all pairs"
 NAMES = {  # figure -> panel, setup and name of conflict.csv
@@ -65,16 +66,16 @@ def policies(root: Path) -> dict[tuple[str, int, int], Path]:
     """Method, step, seed -> the folder of the policy; the warm start is step 0."""
     found = {}
     for seed in SEEDS:
-        found[START, 0, seed] = start_of(seed)
+        found[START, 0, seed] = start_of(WORLD, seed)
         for method in METHODS:
-            run = root / "main" / method / f"seed{seed}"
+            run = root / WORLD / "main" / method / f"seed{seed}"
             found |= {(method, step, seed): run / f"checkpoint-{step}" for step in STEPS[:-1]}
             found[method, STEPS[-1], seed] = run
     return found
 
 
 def folder_of(root: Path, method: str, step: int, seed: int) -> Path:
-    return root / "conflict" / method / f"step{step}" / f"seed{seed}"
+    return root / WORLD / "conflict" / method / f"step{step}" / f"seed{seed}"
 
 
 def measure(root: Path, workers: int) -> None:
@@ -82,10 +83,11 @@ def measure(root: Path, workers: int) -> None:
     works = []
     for key, policy in policies(root).items():
         if not policy.exists():
-            fail(f"{policy} is not there: python -m analysis.experiments.grid --stages sweep,main makes it")
+            fail(f"{policy} is not there: python -m analysis.experiments.grid --worlds guess makes it")
         out = folder_of(root, *key)
         if not (out / "conflict.txt").exists():  # the last thing that is written
-            flags = ["--model", str(policy), "--seeds", "1", "--problems", str(PROBLEMS), "--out", str(out)]
+            flags = ["--world", WORLD, "--model", str(policy), "--seeds", "1", "--problems", str(PROBLEMS)]
+            flags += ["--out", str(out)]
             works.append(partial(call, [sys.executable, "-m", "analysis.conflict", *flags], out))
     side_by_side(works, "policies", workers)
 
@@ -152,7 +154,7 @@ def draw_seeds(points: pd.DataFrame) -> Figure:
 
 
 CAPTION = f"""\
-Five training seeds, each from a warm start of its own; {PROBLEMS} prompts of each level and policy, groups of 8, exact
+Five training seeds, each from a warm start of its own; {PROBLEMS} prompts for each policy, groups of 8, exact
 gradients of all parameters. Left: Spearman correlation of score gap and cosine of the gradients of a right and a wrong
 response, mean over groups; C7 says that it is below 0. Middle: net share |v+ + v-| / (|v+| + |v-|) of groups (Eq. 5).
 Right: the same of v+ and v- summed over 16 prompts. 1: nothing cancels. Bars: 95 % t-interval of the mean over seeds;
@@ -162,7 +164,7 @@ lines are moved apart so that bars can be seen."""
 def main(argv: list[str] | None = None) -> None:
     parser, cores = Parser(prog="python -m analysis.experiments.conflict_seeds", description=__doc__), os.cpu_count()
     runs = "the runs of analysis.experiments.grid"
-    parser.add_argument("--root", default="runs/experiments", metavar="DIR", help=runs)
+    parser.add_argument("--root", default="runs/worlds", metavar="DIR", help=runs)
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help="policies at once, a core each")
 
     def check(args: Namespace) -> tuple[Path, int]:
@@ -180,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
         draw_seeds(points).savefig(out / "conflict_seeds.png", dpi=100)
         print(seeds_table(points))
 
-    draw_figure(parser, argv, check, write, redraw, default_out="runs/experiments")
+    draw_figure(parser, argv, check, write, redraw, default_out="results/worlds")
 
 
 if __name__ == "__main__":

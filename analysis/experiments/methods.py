@@ -23,8 +23,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.curves import CurvePoint, curve, over_seeds, style
-from analysis.experiments.grid import Job, done, run_stage, start_result
+from analysis.curves import CurvePoint, curve, over_seeds, places, style
+from analysis.experiments.grid import Job, finished, run_stage, start_result
 from analysis.families import FAMILIES
 from analysis.run_folders import read_run
 from analysis.saved import read_rows, write_rows
@@ -51,8 +51,8 @@ class Result:
 
 
 def jobs(methods: list[str], seeds: int, steps: int) -> list[Job]:
-    flags = ("--levels", ",".join(LEVELS), "--lr", RATE, "--steps", str(steps))
-    return [Job("methods", name, name, seed, flags) for name in methods for seed in range(seeds)]
+    flags = ("--levels", ",".join(LEVELS), "--lr", RATE, "--steps", str(steps), "--batch-prompts", "8")
+    return [Job("plain", "methods", name, name, seed, flags) for name in methods for seed in range(seeds)]
 
 
 def accuracy(folder: Path) -> float:
@@ -63,7 +63,7 @@ def accuracy(folder: Path) -> float:
 
 def result(job: Job, root: Path) -> Result:
     totals = read_run(root / job.name).metrics[["responses", "rollout_seconds", "train_seconds"]].sum()
-    start = accuracy(start_result(job.seed, root))
+    start = accuracy(start_result(job.world, job.seed, root))
     seconds = totals["rollout_seconds"] + totals["train_seconds"]
     return Result(job.method, job.seed, start, accuracy(root / job.name), totals["responses"], seconds)
 
@@ -84,12 +84,12 @@ def table(results: pd.DataFrame) -> str:
 
 def draw(points: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(12.5, 8.2), layout="constrained")
-    axes = figure.subplots(2, 2, sharex=True, sharey=True).flatten()
+    axes, place = figure.subplots(2, 2, sharex=True, sharey=True).flatten(), places(METHODS)
     for ax, (title, members) in zip(axes, FAMILIES.items(), strict=True):
         there = [name for name in members if name in set(points["method"])]
-        for i, name in enumerate(there):  # without bands: those of ten methods would hide each other
+        for name in there:  # without bands: those of ten methods would hide each other
             line = points[points["method"] == name]
-            ax.plot(line["step"], line["mean"], label=name, **style(i, len(line)))
+            ax.plot(line["step"], line["mean"], label=name, **style(place[name], len(line)))
         ax.set_title(title, fontsize=10)
         ax.set_xlim(0.5, points["step"].max() + 0.5)
         ax.grid(alpha=0.3)
@@ -135,14 +135,14 @@ def write(results: pd.DataFrame, points: pd.DataFrame, out: Path) -> None:
 
 def collect(chosen: list[Job], root: Path, out: Path) -> None:
     """Table and figure of the runs that are done."""
-    finished = [job for job in chosen if done(root / job.name)]
-    if not finished:
+    done = [job for job in chosen if finished(root / job.name)]
+    if not done:
         fail(f"no run in {root} is done")
     lines = []
-    for name in dict.fromkeys(job.method for job in finished):
-        runs = [read_run(root / job.name) for job in finished if job.method == name]
+    for name in dict.fromkeys(job.method for job in done):
+        runs = [read_run(root / job.name) for job in done if job.method == name]
         lines.append(curve(over_seeds(runs, "reward"), "reward", name, SMOOTH, most=1.0))
-    write(pd.DataFrame([result(job, root) for job in finished]), pd.concat(lines), out)
+    write(pd.DataFrame([result(job, root) for job in done]), pd.concat(lines), out)
 
 
 def main(argv: list[str] | None = None) -> None:

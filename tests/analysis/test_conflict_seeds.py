@@ -1,11 +1,11 @@
 """analysis.conflict_seeds: which policies are asked, what is kept of each, and C7's figure in the claims."""
 
+import pandas as pd
 import pytest
 
 from analysis.conflict_points import ConflictPoint
-from analysis.experiments import claims, conflict_seeds
+from analysis.experiments import claims, conflict_seeds, grid
 from analysis.experiments.conflict_seeds import ALL, METHODS, NAMES, SEEDS, START, STEPS, WITHIN, SeedPoint
-from analysis.experiments.grid import write_table
 from analysis.saved import write_rows
 
 
@@ -46,9 +46,9 @@ def test_every_policy_is_measured_once_and_what_is_done_is_skipped(tmp_path, mon
 
 
 def test_the_folders_are_those_that_the_experiments_leave(tmp_path):
-    found = conflict_seeds.policies(tmp_path)
-    assert found["dagrpo", 40, 3] == tmp_path / "main" / "dagrpo" / "seed3" / "checkpoint-40"
-    assert found["dagrpo", 60, 3] == tmp_path / "main" / "dagrpo" / "seed3"
+    found, run = conflict_seeds.policies(tmp_path), tmp_path / "guess" / "main" / "dagrpo" / "seed3"
+    assert found["dagrpo", 50, 3] == run / "checkpoint-50" and found["dagrpo", 150, 3] == run
+    assert set(STEPS) == {50, 100, grid.STEPS}
 
 
 def test_table_and_figure_are_drawn_again_from_the_csv(tmp_path, capsys):
@@ -63,16 +63,20 @@ def test_table_and_figure_are_drawn_again_from_the_csv(tmp_path, capsys):
 def test_c7_is_minus_the_mean_correlation_of_training(tmp_path):
     def value(method, step, seed, name):
         return (
-            {WITHIN: -0.2 - 0.1 * (step == 20) - 0.01 * seed, ALL: 5.0}.get(name, 0.0) if method == "dr_grpo" else 9.0
+            {WITHIN: -0.2 - 0.1 * (step == STEPS[0]) - 0.01 * seed, ALL: 5.0}.get(name, 0.0)
+            if method == "dr_grpo"
+            else 9.0
         )
 
     write_rows(made(value), tmp_path / "conflict_seeds.csv")
-    rows = [{"stage": "main", "label": "dr_grpo", "method": "dr_grpo", "seed": seed, "mean": 0.5} for seed in range(5)]
-    write_table(rows, tmp_path / "runs.csv")
-    runs = claims.read(tmp_path / "runs.csv")
-    (c7,) = (claim for claim in claims.claims("dr_grpo") if claim.name == "C7")
-    found = claims.answer(c7, runs)
+    row = {"world": "guess", "stage": "main", "label": "dr_grpo", "method": "dr_grpo"}
+    runs = pd.DataFrame([row | {"seed": seed, "accuracy": 0.5} for seed in range(10)])
+    pd.concat([runs, runs.assign(world="plain")]).to_csv(tmp_path / "runs.csv", index=False)
+    runs = claims.read(tmp_path)
+    (c7,) = (claim for claim in claims.CLAIMS if claim.name == "C7")
+    found = claims.answer(c7, runs[runs["world"] == "guess"], "guess")
     assert found.seeds == 5 and found.mean == pytest.approx(0.2 + 0.1 / 3 + 0.02)
-    assert "| C7 pairs of like score conflict | dr_grpo | 5 | +0.253 [" in claims.claims_table(runs)
+    assert "| guess | C7 pairs of like score conflict | dr_grpo | 5 | +0.253 [" in claims.claims_table(runs)
+    assert claims.answer(c7, runs[runs["world"] == "plain"], "plain") is None
     (tmp_path / "conflict_seeds.csv").unlink()  # no file, no figure, no error
-    assert claims.answer(c7, claims.read(tmp_path / "runs.csv")) is None
+    assert claims.answer(c7, claims.read(tmp_path), "guess") is None

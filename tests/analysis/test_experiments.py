@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,44 +15,49 @@ from analysis.experiments.claims import Answer, Claim, answer, difference, holm,
 from harness.config import parse
 from harness.warm_start import WarmStart, warm_start_folder
 
-RATES = dict.fromkeys((*grid.CLAIMED, *grid.FEWER, *grid.OTHERS), "1e-4")
+RATES = dict.fromkeys(grid.METHODS, "1e-4")
 
 
 def test_the_grid_has_the_seeds_that_were_written_down():
-    jobs = grid.grid(RATES)
-    assert len({job.name for job in jobs}) == len(jobs)
-
-    def seeds(stage, label):
-        return [job.seed for job in jobs if (job.stage, job.label) == (stage, label)]
-
-    for method in ("grpo", "dr_grpo", "dagrpo_on", "dagrpo"):
-        assert seeds("main", method) == list(range(15))
-    assert seeds("main", "luffy") == seeds("main", "sft") == seeds("after_sft", "sft then dr_grpo") == list(range(5))
-    assert all(seeds("others", method) == [0, 1, 2] for method in ("dapo", "gspo", "cispo", "rloo", "gtpo"))
-    assert not set(grid.SWEEP_SEEDS) & {job.seed for job in jobs if not job.is_sweep}
+    for world in grid.WORLDS:
+        jobs = grid.grid(world, RATES)
+        assert len({job.name for job in jobs}) == len(jobs)
+        seeds = {}
+        for job in jobs:
+            seeds.setdefault((job.stage, job.label), []).append(job.seed)
+        of_claims = {label: there for (stage, label), there in seeds.items() if stage in ("main", "controls")}
+        assert len(of_claims) == 9 and all(there == list(range(10)) for there in of_claims.values())
+        assert len([1 for stage, _ in seeds if stage in ("guessable", "noise")]) == (10 if world == "guess" else 0)
+        assert not any(job.seed == grid.SWEEP_SEED for job in jobs if not job.is_sweep)
 
 
 def test_every_job_is_flags_that_train_takes_and_only_the_named_things_differ():
-    for job in grid.grid(RATES):
-        control, train, evaluate = json.loads(grid.command(job, grid.Path("/root"))[-1])
-        args = parse(train)
-        if control:
-            controls.check(control.partition("=")[0], args)
-        assert (args.steps, args.batch_prompts, args.seed) == (grid.STEPS, 8, job.seed)
-        assert args.init_from == str(f"/root/{job.after}/seed{job.seed}" if job.after else grid.start_of(job.seed))
-        assert ("validation" in evaluate) == job.is_sweep
+    for world in grid.WORLDS:
+        for job in grid.grid(world, RATES):
+            control, train, evaluate = json.loads(grid.command(job, Path("/root"))[-1])
+            args = parse(train)
+            if control:
+                controls.check(control.partition("=")[0], args)
+            assert (args.steps, args.batch_prompts, args.seed, args.world) == (grid.STEPS, 16, job.seed, job.world)
+            start = grid.start_of(job.world, job.seed)
+            assert args.init_from == str(f"/root/{world}/{job.after}/seed{job.seed}" if job.after else start)
+            assert ("validation" in evaluate) == job.is_sweep and job.world in evaluate
 
 
-def test_the_best_rate_is_the_one_with_the_best_mean_of_a_whole_sweep(tmp_path):
-    for job in grid.grid({}):
-        if job.stage == "sweep" and (job.method, job.seed) != ("grpo", 101):
-            accuracy = {"3e-4": 0.3, "1e-3": 0.2}.get(job.flags[1], 0.1)
-            levels = {"validation": {"levels": [{"greedy": {"accuracy": accuracy}}]}}
-            (tmp_path / job.name).mkdir(parents=True)
-            (tmp_path / job.name / "eval.json").write_text(json.dumps({"benchmarks": levels}))
-    rates = grid.best_rates(tmp_path)
-    assert rates["dagrpo"] == rates["sft"] == "3e-4"
-    assert "grpo" not in rates and "dapo" not in rates, "a sweep that is not whole decides nothing"
+def test_the_best_rate_is_the_one_with_the_best_accuracy_of_a_whole_sweep(tmp_path):
+    rows = [
+        {"world": world, "label": f"{method} {rate}", "method": method, "lr": rate, "seed": 100, "validation": accuracy}
+        for world, better in (("guess", "3e-4"), ("plain", "3e-5"))
+        for method in grid.METHODS
+        for rate in grid.RATES
+        if (method, rate) != ("grpo", "1e-4")
+        for accuracy in [0.3 if rate == better else 0.1]
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "sweep.csv", index=False)
+    rates = grid.best_rates("guess", tmp_path)
+    assert rates["dagrpo"] == rates["sft"] == "3e-4" and grid.best_rates("plain", tmp_path)["sft"] == "3e-5"
+    assert "grpo" not in rates, "a sweep that is not whole decides nothing"
+    assert grid.best_rates("unseen", tmp_path) == {}
 
 
 def test_a_stage_before_its_sweep_says_what_is_missing(tmp_path, capsys):
@@ -60,41 +66,56 @@ def test_a_stage_before_its_sweep_says_what_is_missing(tmp_path, capsys):
     assert "run the stage sweep first" in capsys.readouterr().err
 
 
-def test_an_experiment_runs_is_skipped_when_done_and_is_collected(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(grid, "STEPS", 2)
+def test_an_experiment_runs_is_collected_and_is_not_run_again(tiny_folder, tmp_path, monkeypatch):
     small = ["--steps", "2", "--batch-prompts", "2", "--group-size", "4", "--show-every", "0"]
     monkeypatch.setattr(grid, "SETTINGS", small)
-    monkeypatch.setattr(grid, "start_of", lambda seed: tiny_folder)
-    evaluate = (
-        "import sys, eval; eval.main(['--model', sys.argv[3], '--k', '0', '--per-level', '2', '--out', sys.argv[2]])"
-    )
-    monkeypatch.setattr(grid, "START", evaluate.replace("sys.argv[3]", repr(str(tiny_folder))))
-    job = grid.Job("main", "grpo", "grpo", 0, ("--lr", "1e-4"))
-    control = grid.Job("main", "random mask", "dagrpo_on", 0, ("--lr", "1e-4"), control="random_mask")
-    monkeypatch.setattr(grid, "grid", lambda rates: [job, control])
+    monkeypatch.setattr(grid, "start_of", lambda world, seed: tiny_folder)
+    evaluate = f"import sys, eval; eval.main(['--model', {str(tiny_folder)!r}, '--k', '0', '--per-level', '2', "
+    monkeypatch.setattr(grid, "START", evaluate + "'--world', sys.argv[1], '--out', sys.argv[3]])")
     monkeypatch.setattr(grid, "PROGRAM", grid.PROGRAM.replace("eval.main(b)", "eval.main([*b, '--per-level', '2'])"))
-    grid.run_stage([job, control], tmp_path / "runs", workers=1)
-    assert grid.collect(tmp_path / "runs", tmp_path / "out") == 3, "the runs, and the warm start"
+    rate = ("--lr", "1e-4")
+    job = grid.Job("guess", "main", "grpo", "grpo", 0, rate)
+    after = grid.Job("guess", "main", "grpo again", "grpo", 0, rate, after="main/grpo")
+    control = grid.Job("guess", "controls", "random mask", "dagrpo_on", 0, rate, control="random_mask")
+    swept = grid.Job("guess", "sweep", "grpo 1e-4", "grpo", 100, rate)
+    jobs, root, out = [after, job, control, swept], tmp_path / "runs", tmp_path / "out"
+    grid.run_stage(jobs, root, workers=1)
+    assert grid.collect(jobs, root, out) == 5, "the runs, and the warm start"
     for one in (job, control):
-        assert json.loads((tmp_path / "runs" / one.name / "config.json").read_text())["experiment"] == one.control
-    runs = claims.read(tmp_path / "out" / "runs.csv").set_index("label")
-    assert runs.loc["grpo", "responses"] == 2 * 2 * 4 and runs.loc["grpo", "mean"] >= 0
-    assert runs.loc["warm start", "mean"] >= 0 and math.isnan(runs.loc["warm start", "responses"])
-    monkeypatch.setattr(grid, "run", lambda *_: pytest.fail("it is done"))
-    grid.run_stage([job, control], tmp_path / "runs", workers=1)
+        assert json.loads((root / one.name / "config.json").read_text())["experiment"] == one.control
+    assert json.loads((root / after.name / "config.json").read_text())["init_from"] == str(root / job.name)
+    runs = claims.read(out).set_index("label")
+    assert (
+        runs.loc["grpo", "responses"] == 2 * 2 * 4 and 0 <= runs.loc["grpo", "accuracy"] == runs.loc["grpo", "level 5"]
+    )
+    assert runs.loc["warm start", "ood mean"] >= 0 and math.isnan(runs.loc["warm start", "responses"])
+    curves = grid.read_rows(out / "curves.csv")
+    assert curves["step"].tolist() == [10] * 3 and curves["reward"].between(0, 1).all()
+    before = (out / "runs.csv").read_text()
+    assert grid.collect(jobs, root, out) == 5 and (out / "runs.csv").read_text() == before
+    assert grid.missing(jobs, out) == [], "also where the run's folder is on another machine"
+
+
+def test_lucky_is_the_share_of_right_responses_without_a_step(tmp_path):
+    groups = [(1, ["#1", "1+1=2;#2", "#1", "#1"], [1, 1, 0, 1], [False, False, False, True]), (1, ["#4"], [1], [False])]
+    names = ("step", "responses", "R", "is_anchor")
+    lines = [json.dumps(dict(zip(names, group, strict=True))) for group in groups]
+    (tmp_path / "rollouts.jsonl").write_text("\n".join(lines) + "\n")
+    assert grid.lucky(tmp_path).to_dict() == {1: pytest.approx(2 / 3)}
 
 
 def test_every_seed_has_a_warm_start_of_its_own_that_is_made_before_its_runs(tmp_path, monkeypatch):
-    assert grid.start_of(0) == warm_start_folder(WarmStart()) != grid.start_of(1)
-    monkeypatch.setattr(grid, "start_of", lambda seed: tmp_path / str(seed))
-    (tmp_path / "starts" / "seed1").mkdir(parents=True)
-    (tmp_path / "starts" / "seed1" / "eval.json").touch()
+    assert grid.start_of("plain", 0) == warm_start_folder(WarmStart()) != grid.start_of("plain", 1)
+    assert grid.start_of("guess", 0) != grid.start_of("plain", 0)
+    done = grid.start_result("guess", 1, tmp_path)
+    done.mkdir(parents=True)
+    (done / "eval.json").touch()
     order = []
-    monkeypatch.setattr(grid, "make_start", lambda seed, root: order.append(("start", seed)))
+    monkeypatch.setattr(grid, "make_start", lambda world, seed, root: order.append(("start", seed)))
     monkeypatch.setattr(grid, "run", lambda job, root: order.append((job.label, job.seed)))
-    jobs = [grid.Job("main", label, "grpo", seed) for label in ("a", "b") for seed in (2, 1)]
-    grid.run_stage(jobs, tmp_path, workers=1)
-    assert order == [("start", 2), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    jobs = [grid.Job("guess", "main", label, "grpo", seed) for label in ("a", "b") for seed in (2, 1)]
+    grid.run_stage([grid.Job("guess", "main", "c", "grpo", 1, after="main/a"), *jobs], tmp_path, workers=1)
+    assert order == [("start", 2), ("a", 1), ("b", 1), ("a", 2), ("b", 2), ("c", 1)]
 
 
 def test_seeds_with_a_warm_start_each_are_one_method(tmp_path):
@@ -104,41 +125,45 @@ def test_seeds_with_a_warm_start_each_are_one_method(tmp_path):
 
 
 def test_a_run_that_fails_is_told(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(grid, "start_of", lambda seed: tmp_path)
-    job = grid.Job("main", "grpo", "no such method", 0)
+    monkeypatch.setattr(grid, "start_of", lambda world, seed: tmp_path)
+    job = grid.Job("plain", "main", "grpo", "no such method", 0)
     with pytest.raises(SystemExit):
         grid.run_stage([job], tmp_path, workers=1)
     assert "invalid choice" in capsys.readouterr().out
 
 
-ACCURACY = Claim("C1", "", ("a", "b"), difference("mean"), 0.02, "accuracy")
+ACCURACY = Claim("C1", "", ("a", "b"), difference("accuracy"), 0.02, "accuracy")
 
 
 def runs_of(figures, **more):
     """A row for each label, seed and accuracy of `figures`."""
     rows = [(label, seed, mean) for label, by_seed in figures.items() for seed, mean in by_seed.items()]
-    return pd.DataFrame(rows, columns=["label", "seed", "mean"]).assign(**more)
+    return pd.DataFrame(rows, columns=["label", "seed", "accuracy"]).assign(**more)
 
 
 def test_an_answer_is_the_paired_t_test():
     rng = random.Random(0)
     a, b = [rng.gauss(0.6, 0.1) for _ in range(15)], [rng.gauss(0.5, 0.1) for _ in range(15)]
-    found, known = answer(ACCURACY, runs_of({"a": dict(enumerate(a)), "b": dict(enumerate(b))})), stats.ttest_rel(a, b)
+    found, known = (
+        answer(ACCURACY, runs_of({"a": dict(enumerate(a)), "b": dict(enumerate(b))}), "guess"),
+        stats.ttest_rel(a, b),
+    )
     assert found.p == pytest.approx(known.pvalue)
     assert (found.mean - found.half, found.mean + found.half) == pytest.approx(tuple(known.confidence_interval()))
 
 
 @pytest.mark.filterwarnings("error")
 def test_effects_without_spread_have_a_p_too():
-    assert answer(ACCURACY, runs_of({"a": {0: 0.5, 1: 0.75}, "b": {0: 0.5, 1: 0.75}})).p == 1
-    same = answer(ACCURACY, runs_of({"a": {0: 0.5, 1: 0.75}, "b": {0: 0.25, 1: 0.5}}))
+    assert answer(ACCURACY, runs_of({"a": {0: 0.5, 1: 0.75}, "b": {0: 0.5, 1: 0.75}}), "").p == 1
+    same = answer(ACCURACY, runs_of({"a": {0: 0.5, 1: 0.75}, "b": {0: 0.25, 1: 0.5}}), "")
     assert (same.mean, same.half, same.p) == (0.25, 0, 0)
 
 
 def test_pairs_are_of_the_seeds_that_both_have():
     runs = runs_of({"a": {0: 1.0, 1: 2.0, 2: 9.0}, "b": {1: 0.5, 0: 0.0}})
-    assert (answer(ACCURACY, runs).seeds, answer(ACCURACY, runs).mean) == (2, 1.25)
-    assert answer(ACCURACY, runs[runs["label"] == "a"]) is None
+    found = answer(ACCURACY, runs, "")
+    assert (found.seeds, found.mean) == (2, 1.25)
+    assert answer(ACCURACY, runs[runs["label"] == "a"], "") is None
 
 
 def test_decades_are_powers_of_ten_and_0_has_none():
@@ -147,22 +172,23 @@ def test_decades_are_powers_of_ten_and_0_has_none():
     assert found.dropna().tolist() == [2, -1]
 
 
-def test_methods_are_ranked_by_their_difference_to_the_baseline_at_the_same_seeds():
-    """b has the higher mean, but from better starts: at the seeds that it shares with dr_grpo it is worse than a."""
-
-    start = {seed: 0.1 * seed for seed in range(6)}
-    figures = {
-        "dr_grpo": start,
-        "a": {seed: x + 0.05 for seed, x in start.items()},
-        "b": {seed: start[seed] + 0.01 for seed in (3, 4, 5)},
-        "two seeds": {0: 1.0, 1: 1.0},
-    }
-    runs = runs_of(figures, responses=9.0)
-    runs = runs.assign(**dict.fromkeys([*claims.LEVELS, "ood mean"], runs["mean"]))
+def test_tables_pair_by_seed_and_correct_over_the_claims_of_all_worlds():
+    """The second method has the lower mean, but begins from worse starts: where both have a seed it is ahead."""
+    figures = {"dr_grpo": {0: 0.1, 1: 0.2, 2: 0.9}, "dagrpo_on": {0: 0.2, 1: 0.31}}
+    runs = runs_of(figures, responses=9.0, world="guess").reindex(columns=[*RUN, *claims.LEVELS, claims.C7])
+    runs["reward mean"] = runs["accuracy"]
     lines = claims.means_table(runs).splitlines()
-    assert lines[3].startswith("| a | 6 | 9 | **0.300** |") and lines[4].startswith("| b | 3 | 9 | *0.410* |")
-    assert lines[3].endswith("| +0.050 [+0.050, +0.050] | +0.050 [+0.050, +0.050] |")
-    assert len(lines) == 5, "labels with fewer than three seeds are left out"
+    assert lines[3].startswith("| dagrpo_on | 2 | 0.255 |") and lines[3].count("+0.105 [") == 2
+    assert lines[2].endswith("|  |  |")
+    runs = pd.concat([runs, runs.assign(world="plain")])
+    table = claims.claims_table(runs).splitlines()
+    p = claims.answer(claims.CLAIMS[0], runs[runs["world"] == "plain"], "plain").p
+    assert f"| {21 * p:.3f} |" in table[2] and table[2].startswith("| guess | C1")
+    assert table[3].startswith("| plain | C1") and f"({p:.3f})" in "".join(table[4:])
+
+
+RUN = ["world", "label", "seed", "accuracy", "responses", *claims.COLUMNS]
+RUN = list(dict.fromkeys(RUN))
 
 
 def test_holm_is_the_textbooks():
@@ -182,11 +208,11 @@ def test_holm_is_the_textbooks():
     ],
 )
 def test_verdicts(mean, half, p, told):
-    assert verdict([Answer(ACCURACY, 15, mean, half, p)], p) == told
+    assert verdict([Answer(ACCURACY, "guess", 15, mean, half, p)], p) == told
 
 
 def test_a_claim_of_two_parts_holds_only_if_both_do():
-    good, bad = Answer(ACCURACY, 15, 0.05, 0.01, 0.001), Answer(ACCURACY, 15, -0.05, 0.01, 0.001)
+    good, bad = Answer(ACCURACY, "guess", 15, 0.05, 0.01, 0.001), Answer(ACCURACY, "guess", 15, -0.05, 0.01, 0.001)
     assert verdict([good, good], 0.001) == "holds" and verdict([good, bad], 0.001) == "does not hold"
 
 
@@ -196,10 +222,9 @@ def test_hard_more_than_easy_by_hand():
     assert claims.hard_more_than_easy(one, other).tolist() == pytest.approx([(0.3 + 0.1 - 0.1 - 0.0) / 2])
 
 
-@pytest.mark.parametrize("text", ["", "nonsense\n", "stage,label,method,seed,mean\nmain,grpo,grpo,x,1\n"])
+@pytest.mark.parametrize("text", ["", "nonsense\n", "world,stage,label,method,seed\nguess,main,grpo,grpo,x\n"])
 def test_a_damaged_table_is_one_line(tmp_path, capsys, text):
-    path = tmp_path / "runs.csv"
-    path.write_text(text)
+    (tmp_path / "runs.csv").write_text(text)
     with pytest.raises(SystemExit):
-        claims.main(["--runs", str(path)])
+        claims.main(["--results", str(tmp_path)])
     assert capsys.readouterr().err.count("\n") == 1

@@ -20,7 +20,7 @@ def test_every_method_has_the_same_flags_and_starts():
         config = parse(json.loads(grid.command(job, Path("/root"))[-1])[1])
         assert (config.method, config.seed) == (job.method, job.seed)
         assert (config.steps, config.batch_prompts, config.levels, config.lr) == (60, 8, "3,4,5", 3e-5)
-        assert config.init_from == str(grid.start_of(job.seed))
+        assert config.init_from == str(grid.start_of("plain", job.seed))
 
 
 RESULTS = pd.DataFrame(

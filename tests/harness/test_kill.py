@@ -20,7 +20,7 @@ STEPS = 24
 COMMAND = """
 import torch, scoring, train
 torch.set_num_threads(1)
-scoring.verify = lambda response, answer: len(response) % 2 == 0
+scoring.verify = lambda response, answer, ended=True: len(response) % 2 == 0
 train.main()
 """
 # every touch of a checkpoint's file takes a moment longer, so that a kill finds the writing half done

@@ -1,0 +1,129 @@
+"""The figures of the experiments: what a mask and anchors change in each world, and when masking pays.
+
+worlds.png    a row a world: reward, length, what the world is about, and gradient norm against the step; the mean
+              over seeds, in its 95 % t-interval
+map.png       how far dagrpo_on is ahead of dr_grpo, seed by seed, against how often a guess is right, and against
+              the noise on S
+
+python -m analysis.experiments.worlds    from results/worlds, into it
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.curves import ORDER, places, style
+from analysis.experiments.grid import MODULI, OUT, SIGMAS, read_rows
+from analysis.stats import t_interval
+from harness.console import Parser, fail
+
+SHOWN = {  # world -> what it is about, the lines of its row, and its third column
+    "guess": ("guess: one bare guess in three is right", (*ORDER[:2], *ORDER[3:5]), "lucky"),
+    "plain": ("plain: levels from easy to hard", ORDER[:4], "kept_fraction"),
+    "unseen": ("unseen: levels that the start never saw", (*ORDER[:3], "luffy"), "no_signal_groups"),
+}  # fmt: skip
+UNITS = {
+    "reward": "reward: share of responses\nthat are right",
+    "response_length": "response length, tokens",
+    "lucky": "lucky: share of right responses\nwithout a step",
+    "kept_fraction": "kept share of responses\nwith A \N{NOT EQUAL TO} 0",
+    "no_signal_groups": "groups of 16 without signal",
+    "grad_norm": "gradient norm before clipping",
+}
+
+
+def draw_line(ax: Axes, rows: pd.DataFrame, label: str, column: str) -> None:
+    """One label's mean over seeds, in its band, at the middle of the steps that a row is the mean of."""
+    table = rows.pivot_table(index="step", columns="seed", values=column)
+    if table.empty:
+        return
+    mean, half = t_interval(table.to_numpy())
+    steps, half, look = table.index - 4.5, np.nan_to_num(half), style(places([label])[label], len(table))
+    ax.plot(steps, mean, label=f"{label} ({table.shape[1]} seeds)", **look)
+    ax.fill_between(steps, mean - half, mean + half, color=look["color"], alpha=0.18, linewidth=0)
+
+
+def draw_worlds(curves: pd.DataFrame) -> Figure:
+    worlds = [world for world in SHOWN if world in set(curves["world"])]
+    figure = Figure(figsize=(13, 0.9 + 3.1 * len(worlds)), layout="constrained")
+    rows = figure.subfigures(len(worlds), 1, squeeze=False)[:, 0]
+    for row, world in zip(rows, worlds, strict=True):
+        title, labels, about = SHOWN[world]
+        axes = row.subplots(1, 4)
+        for ax, column in zip(axes, ("reward", "response_length", about, "grad_norm"), strict=True):
+            for label in labels:
+                draw_line(ax, curves.query("world == @world and label == @label"), label, column)
+            ax.set(xlabel="step", title=UNITS[column])
+            ax.title.set_fontsize(9)
+            ax.set_ylim(bottom=0)
+            ax.grid(alpha=0.3)
+        row.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+        row.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, handlelength=3.5)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------- when does masking pay?
+
+
+def ahead(runs: pd.DataFrame, world: str, label: str, other: str, column: str) -> tuple[float, float, int]:
+    """Mean of the differences over the seeds that both have, half the width of its interval, and how many seeds."""
+    here = runs[runs["world"] == world].set_index("seed")
+    gaps = (here.loc[here["label"] == label, column] - here.loc[here["label"] == other, column]).dropna()
+    return (*map(float, t_interval(gaps)), len(gaps)) if len(gaps) > 1 else (float("nan"), float("nan"), len(gaps))
+
+
+def map_points(runs: pd.DataFrame) -> dict[str, list[tuple[float, str, str, str]]]:
+    """Panel -> (place, world, label, baseline)."""
+    guesses = [(1 / m, at, f"dagrpo_on, modulo {m}", f"dr_grpo, modulo {m}") for m, at in MODULI.items()]
+    guesses += [(1 / 3, "guess", "dagrpo_on", "dr_grpo"), (0.0, "plain", "dagrpo_on", "dr_grpo")]
+    noise = [(float(sigma), "guess", f"dagrpo_on, noise {sigma}", "dr_grpo") for sigma in SIGMAS]
+    return {
+        "how often a bare guess is right": sorted(guesses),
+        "standard deviation of the noise on S": [(0.0, "guess", "dagrpo_on", "dr_grpo"), *noise],
+    }
+
+
+def draw_map(runs: pd.DataFrame) -> Figure:
+    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+    for ax, (name, points) in zip(figure.subplots(1, 2), map_points(runs).items(), strict=True):
+        for i, (column, label) in enumerate(
+            {"reward mean": "reward, mean of the run", "ood mean": "accuracy, OOD"}.items()
+        ):
+            found = [(place, *ahead(runs, *point, column)) for place, *point in points]
+            found = [point for point in found if point[3] > 1]
+            if found:
+                places, means, halves, _ = map(np.array, zip(*found, strict=True))
+                look = style(i, len(found)) | {"marker": "os"[i], "markevery": 1}
+                ax.errorbar(
+                    places + (i - 0.5) * 0.01 * (places.max() or 1), means, halves, capsize=3, label=label, **look
+                )
+        ax.axhline(0, color="grey", linewidth=0.8)
+        ax.set(xlabel=name, ylabel="dagrpo_on minus dr_grpo")
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    figure.suptitle("When does masking pay? Bars: 95 % t-interval over seeds", fontsize=11)
+    return figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m analysis.experiments.worlds", description=__doc__)
+    parser.add_argument("--results", default=OUT, metavar="DIR", help="of analysis.experiments.grid")
+    folder = Path(parser.parse_args(argv).results)
+    curves, runs = read_rows(folder / "curves.csv"), read_rows(folder / "runs.csv")
+    if curves.empty or runs.empty:
+        fail(f"{folder} holds no run yet; python -m analysis.experiments.grid makes them")
+    written = {"worlds.png": draw_worlds(curves)}
+    if set(runs["stage"]) & {"guessable", "noise"}:
+        written["map.png"] = draw_map(runs)
+    for name, figure in written.items():
+        figure.savefig(folder / name, dpi=100)
+    print(f"written: {', '.join(str(folder / name) for name in written)}")
+
+
+if __name__ == "__main__":
+    main()
