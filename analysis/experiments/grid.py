@@ -2,12 +2,15 @@
 
 What is asked, fixed before the first run of a world:
 
-    sweep       each method at four learning rates, seed 100; the best on validation problems is its own from there on
+    sweep       each method at three learning rates, seed 100; the best on validation problems is its own from there on
     main        each method at its own rate, 10 seeds; `sft then dr_grpo` begins where the same seed's sft ended
     controls    a random mask of the same size, and dr_grpo with S as its reward: 10 seeds, at the rates of dagrpo_on
                 and dr_grpo
     guessable   in `guess` with the answer modulo 2, 5 and 10, dr_grpo and dagrpo_on, 3 seeds: when does masking pay?
     noise       in `guess` with Gaussian noise on S of 1, 2, 3 and 4, dagrpo_on, 3 seeds: how good must a judge be?
+
+Rates and length follow a trial in `guess` (dr_grpo, seed 100): at 1e-4 and 3e-4 the reward stayed at a guesser's third,
+while at 3e-5 it still rose after 200 steps. So 150 steps are a budget, not an end.
 
 A seed decides where a run starts, the order of prompts, and the sampling. Each seed has a warm start of its own, from
 other initial weights, and at the same seed all methods see the same prompts at the same step. Intervals are therefore
@@ -43,7 +46,7 @@ from harness.warm_start import of_world, warm_start_folder
 
 WORLDS = ("guess", "plain", "unseen")
 METHODS = ("dr_grpo", "dagrpo_on", "dagrpo", "grpo", "luffy", "sft")
-RATES, SWEEP_SEED, SEEDS, FEWER_SEEDS = ("3e-5", "1e-4", "3e-4", "1e-3"), 100, 10, 3
+RATES, SWEEP_SEED, SEEDS, FEWER_SEEDS = ("1e-5", "3e-5", "1e-4"), 100, 10, 3
 STEPS, BIN = 150, 10
 MODULI = {2: "guess2", 5: "guess5", 10: "guess10"}  # worlds like `guess`
 SIGMAS = ("1", "2", "3", "4")
