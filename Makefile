@@ -5,33 +5,32 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 PY := .venv/bin/python
-DEMO := runs/demo
+WORLD ?= guess
+DEMO := runs/demo/$(WORLD)
 DEMO_METHODS := dr_grpo dagrpo_on dagrpo
-DEMO_STEPS := 80
+DEMO_STEPS := 100
 
 .PHONY: help demo figures test test-all lint format lock clean-demo
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
 
-demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (about 9 minutes on two cores)
-	$(PY) policy.py
+demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (about 8 minutes on two cores); WORLD=plain
+	$(PY) eval.py --world $(WORLD) --k 0 --out $(DEMO)/start.json
 	for method in $(DEMO_METHODS); do \
-		$(PY) train.py --method $$method --steps $(DEMO_STEPS) --seed 0 --out $(DEMO)/$$method --resume || exit; \
+		$(PY) train.py --world $(WORLD) --method $$method --steps $(DEMO_STEPS) --seed 0 --out $(DEMO)/$$method --resume || exit; \
 	done
-	$(PY) eval.py --out $(DEMO)/start.json
-	for method in $(DEMO_METHODS); do $(PY) eval.py --model $(DEMO)/$$method || exit; done
+	for method in $(DEMO_METHODS); do $(PY) eval.py --k 0 --model $(DEMO)/$$method || exit; done
 	$(PY) -m analysis.curves $(DEMO_METHODS:%=$(DEMO)/%) --out $(DEMO)/figures
 	$(PY) -m analysis.table $(DEMO_METHODS:%=$(DEMO)/%) --baseline "$(DEMO)/start.json:warm start"
-	@echo "The curves: $(DEMO)/figures/curves.png   One group, step by step: $(PY) dagrpo.py"
+	@echo "The curves: $(DEMO)/figures/curves.png. One seed shows that it runs; docs/experiments.md has ten, and what they say."
+	@echo "Next: look inside the groups with  $(PY) -m analysis.viewer $(DEMO)/dagrpo_on  or at one of eight with  $(PY) dagrpo.py"
 
 figures: .venv/ready  ## redraw every figure in results/ from its CSV, and print the tables, without training
 	$(PY) -m analysis.curves --from-csv results/demo/curves.csv
 	$(PY) -m analysis.conflict --from-csv results/conflict/conflict.csv
 	$(PY) -m analysis.shared --from-csv results/shared/shared.csv
 	$(PY) -m analysis.bench.growth --from-csv results/growth/growth.csv
-	$(PY) -m analysis.curves --from-csv results/experiments/curves.csv
-	$(PY) -m analysis.experiments.conflict_seeds --from-csv results/experiments/conflict_seeds.csv
-	$(PY) -m analysis.experiments.ablations
+	$(PY) -m analysis.experiments.worlds
 	$(PY) -m analysis.experiments.claims
 	$(PY) -m analysis.bench.sizes
 	$(PY) -m analysis.weights --from-csv results/weights/weights.csv
@@ -50,7 +49,7 @@ format: .venv/ready  ## let ruff lay out the code
 	$(PY) -m ruff format .
 
 clean-demo:  ## forget the demo's runs, so that the next make demo trains again
-	rm -rf $(DEMO)
+	rm -rf runs/demo
 
 LOCK := uv pip compile --universal --python-version 3.11 --no-header --no-annotate pyproject.toml
 lock:  ## pin what pyproject.toml asks for to the newest versions (needs uv)

@@ -77,7 +77,7 @@ class Policy:
         return self.model.device
 
     def encode_prompt(self, question: str) -> list[int]:
-        """The prompt's token ids: the chat template where the tokenizer has one, else the question as it stands.
+        """The prompt's token ids: the chat template where the tokenizer has one, else the question as it is.
 
         Without a template, a tokenizer that begins every text with a BOS token does so here: base models such as
         Gemma's and Llama 3's have never seen a text without it.
@@ -183,7 +183,7 @@ def load_tokenizer(name: str, trust: bool = False) -> PreTrainedTokenizerBase:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the model stands, and in which numbers."""
+    """On which device the model is, and in which numbers."""
 
     device: str
     weights: torch.dtype

@@ -103,7 +103,7 @@ def _by_equations(response: str, demo: str) -> tuple[Fraction, Fraction | None]:
 
 
 def steps(response: str) -> list[str]:
-    """The steps of a response to the built-in task: what stands before its last #, cut at semicolons.
+    """The steps of a response to the built-in task: what is before its last #, cut at semicolons.
 
     >>> steps("12+5=17;17-3=14;#14"), steps("#14")
     (['12+5=17', '17-3=14'], [])

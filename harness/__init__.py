@@ -1,1 +1,1 @@
-"""What stands around the training loop: settings, the run folder, the report, the console."""
+"""What is around the training loop: settings, the run folder, the report, the console."""

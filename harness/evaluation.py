@@ -1,4 +1,4 @@
-"""What stands around eval.py: its flags, what is refused before a model is loaded, and where the results go."""
+"""What is around eval.py: its flags, what is refused before a model is loaded, and where the results go."""
 
 from __future__ import annotations
 

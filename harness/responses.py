@@ -174,7 +174,7 @@ def append(path: Path, records: list[dict[str, Any]]) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(record) + "\n" for record in records))
     except OSError as error:
-        fail(f"{path}: {error.strerror}; what stands there is kept, and the same command goes on after it")
+        fail(f"{path}: {error.strerror}; what is there is kept, and the same command goes on after it")
 
 
 def hash_problems(problems: list[Problem]) -> str:

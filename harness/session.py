@@ -1,4 +1,4 @@
-"""What stands around the training loop: the run folder, signals, checkpoints, progress, and errors in one line.
+"""What is around the training loop: the run folder, signals, checkpoints, progress, and errors in one line.
 
     with Session(config) as session:            the folder is ours; another process is kept out
         for step in session.steps(run, task):   from the checkpoint's step on, until --steps or until somebody stops it

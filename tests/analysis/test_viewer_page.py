@@ -13,7 +13,7 @@ import torch
 from helpers_viewer import ATTACK, brute_force_nets, make_record, page_data, random_record, unpack, write_run
 
 import dagrpo
-from analysis import viewer
+from analysis import pushes, viewer
 from dagrpo import METHODS
 from harness import report
 
@@ -118,7 +118,7 @@ def random_run(tmp_path_factory):
 
 
 def expected_mask(record, delta, recipe=METHODS["dagrpo"]):
-    A = dagrpo.group_advantages(torch.tensor([record["R"]]), recipe.scale, recipe.baseline)
+    A = pushes.advantages(recipe, record)[None]  # chord and hpt compare an anchor with nothing
     S = torch.tensor([[math.nan if s is None else s for s in record["S"]]])
     return dagrpo.rectification_mask(A, S, delta)[0].tolist(), report.reasons(A, S, delta)[0], A[0].tolist()
 
