@@ -29,6 +29,7 @@ class Settings:
     world: str | None = flag(None, f"of the built-in task: {', '.join(WORLDS)} [the run's, or plain]", "W")
     benchmarks: str = flag("test,ood", f"of {', '.join([*benchmarks.BUILT_IN, *benchmarks.PAPER])}", "A,B")
     benchmark_dir: str | None = flag(None, "where their files are, instead of on the hub", "DIR")
+    levels: str | None = flag(None, "of the built-in task [all]; those out of distribution are asked anyway", "L,..")
     per_level: int | None = flag(None, "built-in: problems a level [100; 50 of validation]", "N")
     limit: int | None = flag(None, "at most N problems of a benchmark, evenly from all", "N")
     k: int | None = flag(None, "sampled responses per problem [4, the paper's 32 or 1]", "N")
@@ -90,6 +91,8 @@ def check(settings: Settings) -> dict[str, tuple[list[Problem], int]]:
     check_numbers(settings)
     if settings.benchmark_dir and not Path(settings.benchmark_dir).is_dir():
         fail(f"--benchmark-dir {settings.benchmark_dir}: there is no such folder")
+    if settings.levels and (unknown := set(settings.levels.split(",")) - set(WORLDS[settings.world].levels)):
+        fail(f"--levels: there is no level {', '.join(sorted(unknown))} in the world {settings.world}")
     asked = dict.fromkeys(settings.benchmarks.split(","))
     known = [*benchmarks.BUILT_IN, *benchmarks.PAPER]
     for name in asked:
@@ -106,7 +109,8 @@ def load_problems(settings: Settings, name: str) -> tuple[list[Problem], int]:
     """The problems of a benchmark as the model is asked, and how many rows of it cannot be used; a line says why."""
     if name in benchmarks.BUILT_IN:
         try:
-            return benchmarks.built_in(name, settings.per_level, settings.limit, settings.world), 0
+            levels = settings.levels.split(",") if settings.levels else None
+            return benchmarks.built_in(name, settings.per_level, settings.limit, settings.world, levels), 0
         except ValueError as error:
             fail(f"--per-level {settings.per_level}: {error}; ask for fewer")
     directory = Path(settings.benchmark_dir) if settings.benchmark_dir else None

@@ -14,7 +14,7 @@ option in a column of its own, so the options are put into an order that a hash 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_uppercase
@@ -96,10 +96,20 @@ def get(name: str) -> Benchmark:
     return PAPER.get(name, Benchmark(name))
 
 
-def built_in(name: str, per_level: int | None = None, limit: int | None = None, world: str = "plain") -> list[Problem]:
-    """The problems of a built-in benchmark, level by level; `limit` in all, taken evenly from the levels."""
+def built_in(
+    name: str,
+    per_level: int | None = None,
+    limit: int | None = None,
+    world: str = "plain",
+    levels: Collection[str] | None = None,
+) -> list[Problem]:
+    """The problems of a built-in benchmark, level by level; `limit` in all, taken evenly from the levels.
+
+    `levels` are those of training that are asked; those out of distribution are all asked.
+    """
     split, which, usual = BUILT_IN[name]
-    levels = getattr(tasks.WORLDS[world], which)
+    all_levels = getattr(tasks.WORLDS[world], which)
+    levels = {key: form for key, form in all_levels.items() if not levels or which == "ood" or key in levels}
     problems = tasks.arithmetic(split, per_level or usual, levels=levels)
     by_level = [[problem for problem in problems if problem.level == level] for level in levels]
     turns = [problem for turn in zip(*by_level, strict=True) for problem in turn]  # one of each level, then the next

@@ -25,7 +25,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.experiments.conflict_seeds import SeedPoint, c7_by_seed
-from analysis.experiments.grid import OUT, WORLDS, read_rows
+from analysis.experiments.grid import OUT, WORLDS
+from analysis.experiments.outcomes import read_rows
 from analysis.saved import read_rows as read_points
 from analysis.stats import markdown, signed_interval, t_interval, t_test
 from harness.console import Parser, fail
@@ -56,7 +57,7 @@ def difference(column: str) -> Effect:
 
 def hard_more_than_easy(one: pd.DataFrame, other: pd.DataFrame) -> pd.Series:
     """Gain on levels 4 and 5, minus gain on levels 1 and 2."""
-    gains = one[LEVELS] - other[LEVELS]
+    gains = one.reindex(columns=LEVELS) - other.reindex(columns=LEVELS)  # without a level: NaN
     return (gains["level 4"] + gains["level 5"] - gains["level 1"] - gains["level 2"]) / 2
 
 

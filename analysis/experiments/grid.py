@@ -2,7 +2,7 @@
 
 What is asked, fixed before the first run of a world:
 
-    sweep       each method at three learning rates, seed 100; the best on validation problems is its own from there on
+    sweep       each method at three learning rates, seed 100; the best on 500 validation problems is its own from then
     main        each method at its own rate, 10 seeds; `sft then dr_grpo` begins where the same seed's sft ended
     controls    a random mask of the same size, and dr_grpo with S as its reward: 10 seeds, at the rates of dagrpo_on
                 and dr_grpo
@@ -28,60 +28,30 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-import scoring
 import tasks
-from analysis.experiments.processes import call, side_by_side
-from analysis.run_folders import read_rollouts, read_run
-from analysis.table import read_eval
+from analysis.experiments.outcomes import BIN, collect, finished, missing, read_rows, start_result
+from analysis.experiments.processes import Job, call, side_by_side
 from harness.console import Parser, fail
 from harness.warm_start import of_world, warm_start_folder
 
 WORLDS = ("guess", "plain", "unseen")
 METHODS = ("dr_grpo", "dagrpo_on", "dagrpo", "grpo", "luffy", "sft")
 RATES, SWEEP_SEED, SEEDS, FEWER_SEEDS = ("1e-5", "3e-5", "1e-4"), 100, 10, 3
-STEPS, BIN = 150, 10
+STEPS = 150
 MODULI = {2: "guess2", 5: "guess5", 10: "guess10"}  # worlds like `guess`
 SIGMAS = ("1", "2", "3", "4")
 OUT = "results/worlds"
 SETTINGS = ["--steps", str(STEPS), "--save-every", "50", "--keep", "3", "--show-every", "0"]
 SETTINGS += ["--log-rollouts-every", str(BIN)]
-START = "import sys, eval; from harness.warm_start import of_world, warm_start; "
-START += "made = warm_start(of_world(sys.argv[1], int(sys.argv[2]))); "
-START += "eval.main(['--world', sys.argv[1], '--model', made, '--k', '0', '--out', sys.argv[3]])"
+START = "import sys, json, eval; from harness.warm_start import of_world, warm_start; "
+START += "world, seed, asked = json.loads(sys.argv[1]); "
+START += "eval.main(['--world', world, '--model', warm_start(of_world(world, seed)), *asked])"
 PROGRAM = "import sys, json, train, eval; from analysis.experiments import controls; "
 PROGRAM += "control, a, b = json.loads(sys.argv[1]); "
 PROGRAM += "controls.run(control, a) if control else train.main(a); eval.main(b)"
-CURVES = ("reward", "response_length", "entropy", "grad_norm", "kept_fraction", "no_signal_groups", "lucky")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run. `label` is what tables call it, `flags` what makes it different from the defaults."""
-
-    world: str
-    stage: str
-    label: str
-    method: str
-    seed: int
-    flags: tuple[str, ...] = ()
-    after: str | None = None  # the stage/label whose run of the same seed it begins from
-    control: str = ""  # of analysis.experiments.controls; "": train.py as it is
-
-    @property
-    def name(self) -> str:
-        return f"{self.world}/{self.stage}/{self.label}/seed{self.seed}"
-
-    @property
-    def is_sweep(self) -> bool:
-        return self.stage == "sweep"
 
 
 def grid(world: str, rates: dict[str, str]) -> list[Job]:
@@ -126,28 +96,26 @@ def start_of(world: str, seed: int) -> Path:
     return warm_start_folder(of_world(world, seed))
 
 
-def start_result(world: str, seed: int, root: Path) -> Path:
-    """The folder with what eval.py says of a seed's warm start."""
-    return root / world / "starts" / f"seed{seed}"
-
-
-def finished(folder: Path) -> bool:
-    return (folder / "eval.json").exists()
-
-
 def command(job: Job, root: Path) -> list[str]:
     """A process of its own for train.py and eval.py, in which torch is imported once."""
     out, world = str(root / job.name), ["--world", job.world]
     begin = root / job.world / job.after / f"seed{job.seed}" if job.after else start_of(job.world, job.seed)
     train = ["--method", job.method, *world, "--seed", str(job.seed), "--out", out, "--resume", *SETTINGS]
-    asked = ["--benchmarks", "validation" if job.is_sweep else "test,ood"]
+    asked = ["--benchmarks", "validation" if job.is_sweep else "test,ood", *problems_of(job.world)]
     both = [job.control, [*train, *job.flags, "--init-from", str(begin)], [*world, "--model", out, "--k", "0", *asked]]
     return [sys.executable, "-c", PROGRAM, json.dumps(both)]
 
 
+def problems_of(world: str) -> list[str]:
+    """Flags of eval.py: the levels that RL trains on, about 500 problems of them."""
+    trained = tasks.WORLDS[world].trained
+    return ["--levels", ",".join(trained), "--per-level", str(500 // len(trained))]
+
+
 def make_start(world: str, seed: int, root: Path) -> str | None:
     folder = start_result(world, seed, root)
-    return call([sys.executable, "-c", START, world, str(seed), str(folder / "eval.json")], folder)
+    asked = ["--k", "0", "--out", str(folder / "eval.json"), *problems_of(world)]
+    return call([sys.executable, "-c", START, json.dumps([world, seed, asked])], folder)
 
 
 def run(job: Job, root: Path) -> str | None:
@@ -164,105 +132,6 @@ def run_stage(jobs: list[Job], root: Path, workers: int) -> None:
     for later in (False, True):  # a run that begins where another one ends comes after it
         works = [partial(run, job, root) for job in waiting if (job.after is not None) == later]
         side_by_side(works, f"{jobs[0].world}, {jobs[0].stage}", workers)
-
-
-# ---------------------------------------------------------------------------------------- what came out
-
-
-def accuracies(folder: Path, world: str) -> dict[str, float]:
-    """Greedy accuracy by level, the mean over the levels that RL trains on, and over those out of distribution."""
-    scores = read_eval(folder / "eval.json").scores
-    trained = [scores[f"level {level}"] for level in tasks.WORLDS[world].trained if f"level {level}" in scores]
-    found = scores | {"accuracy": sum(trained) / len(trained) if trained else float("nan")}
-    return {name: round(score, 6) for name, score in found.items()}
-
-
-def validation(folder: Path, world: str) -> float:
-    found = json.loads((folder / "eval.json").read_text(encoding="utf-8"))["benchmarks"]["validation"]["levels"]
-    trained = [at["greedy"]["accuracy"] for at in found if at["level"] in tasks.WORLDS[world].trained]
-    return sum(trained) / len(trained)
-
-
-def lucky(folder: Path) -> pd.Series:
-    """By step: of the right responses that were sampled, the share without a single step."""
-    rows = [
-        (group["step"], not scoring.steps(text))
-        for _, _, group in read_rollouts(folder)
-        for text, right, anchor in zip(group["responses"], group["R"], group["is_anchor"], strict=True)
-        if right and not anchor
-    ]
-    return pd.DataFrame(rows, columns=["step", "bare"]).groupby("step")["bare"].mean()
-
-
-def binned(job: Job, root: Path) -> pd.DataFrame:
-    """A row for every BIN steps: the means of what CURVES names."""
-    steps = read_run(root / job.name).metrics
-    steps["lucky"] = lucky(root / job.name)
-    rows = steps.reindex(columns=CURVES).groupby((steps.index.to_numpy() - 1) // BIN).mean()
-    rows.insert(0, "step", (rows.index + 1) * BIN)
-    for name in ("seed", "label", "stage", "world"):
-        rows.insert(0, name, getattr(job, name))
-    return rows
-
-
-def row_of(job: Job, root: Path) -> dict[str, Any]:
-    """What tables and claims need of one run; the gradient's norm is the largest of a step."""
-    found = read_run(root / job.name)
-    steps, last = found.metrics, found.metrics.tail(BIN)
-    row = {name: getattr(job, name) for name in ("world", "stage", "label", "method", "seed")}
-    row |= {"lr": found.config["lr"], **accuracies(root / job.name, job.world)}
-    for name in ("reward", "response_length", "entropy", "kept_fraction", "no_signal_groups"):
-        figures = steps.get(name, pd.Series(dtype=float))
-        row |= {f"{name} mean": figures.mean(), f"{name} last": figures.tail(BIN).mean()}
-    row |= {"grad_norm max": steps["grad_norm"].max(), "grad_norm last": last["grad_norm"].mean()}
-    row |= {name: steps[name].sum() for name in ("responses", "tokens")}
-    return row | {"seconds": round(steps["rollout_seconds"].sum() + steps["train_seconds"].sum(), 1)}
-
-
-def read_rows(path: Path) -> pd.DataFrame:
-    """sweep.csv, runs.csv or curves.csv; without rows if it is not there. Ends the program if it is something else."""
-    if not path.exists():
-        return pd.DataFrame(columns=["world", "stage", "label", "method", "seed", "lr", "validation", "step"])
-    try:
-        rows = pd.read_csv(path, dtype={"lr": str, "seed": int})
-        if rows[["world", "label", "seed"]].isna().any(axis=None):
-            raise ValueError
-    except (OSError, ValueError, KeyError):
-        fail(f"{path} is damaged: it is not a table of analysis.experiments.grid")
-    return rows
-
-
-def collect(jobs: Iterable[Job], root: Path, out: Path) -> int:
-    """Adds the runs that are finished to the tables in `out`, and returns how many runs are there."""
-    out.mkdir(parents=True, exist_ok=True)
-    made: dict[str, list[Any]] = {"sweep": [], "runs": [], "curves": []}
-    for job in (job for job in jobs if finished(root / job.name)):
-        if job.is_sweep:
-            row = {"world": job.world, "label": job.label, "method": job.method, "lr": job.flags[1], "seed": job.seed}
-            made["sweep"].append(pd.DataFrame([row | {"validation": validation(root / job.name, job.world)}]))
-        else:
-            made["runs"].append(pd.DataFrame([row_of(job, root)]))
-            made["curves"].append(binned(job, root))
-    for start in {(job.world, job.seed) for job in jobs if not job.is_sweep}:
-        if finished(folder := start_result(*start, root)):
-            row = {"world": start[0], "stage": "main", "label": "warm start", "method": "warm start", "seed": start[1]}
-            made["runs"].append(pd.DataFrame([row | accuracies(folder, start[0])]))
-    count = 0
-    for name, rows in made.items():
-        table = pd.concat([*([read_rows(out / f"{name}.csv")] if (out / f"{name}.csv").exists() else []), *rows])
-        if len(table):
-            keys = ["world", "label", "seed", *(["step"] if name == "curves" else [])]
-            table = table.drop_duplicates(keys, keep="last").sort_values(keys)
-            table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
-            count += len(table) if name != "curves" else 0
-    return count
-
-
-def missing(jobs: list[Job], out: Path) -> list[Job]:
-    """Those whose row is not in the tables yet."""
-    there = pd.concat([read_rows(out / f"{name}.csv") for name in ("sweep", "runs")])
-    known = set(zip(there["world"], there["label"], there["seed"], strict=True))
-    return [job for job in jobs if (job.world, job.label, job.seed) not in known]
 
 
 STAGES = ("sweep", "main", "controls", "guessable", "noise")

@@ -24,7 +24,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.curves import CurvePoint, curve, over_seeds, places, style
-from analysis.experiments.grid import Job, finished, run_stage, start_result
+from analysis.experiments.grid import run_stage
+from analysis.experiments.outcomes import finished, start_result
+from analysis.experiments.processes import Job
 from analysis.families import FAMILIES
 from analysis.run_folders import read_run
 from analysis.saved import read_rows, write_rows

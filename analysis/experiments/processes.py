@@ -1,4 +1,7 @@
-"""Many runs, a few at a time, each a process of its own: what went wrong is said, and the others go on."""
+"""What a run of an experiment is, and many of them, a few at a time, each a process of its own.
+
+What went wrong is said, and the others go on.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,32 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.console import fail, progress
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. `label` is what tables call it, `flags` what makes it different from the defaults."""
+
+    world: str
+    stage: str
+    label: str
+    method: str
+    seed: int
+    flags: tuple[str, ...] = ()
+    after: str | None = None  # the stage/label whose run of the same seed it begins from
+    control: str = ""  # of analysis.experiments.controls; "": train.py as it is
+
+    @property
+    def name(self) -> str:
+        return f"{self.world}/{self.stage}/{self.label}/seed{self.seed}"
+
+    @property
+    def is_sweep(self) -> bool:
+        return self.stage == "sweep"
 
 
 def call(command: list[str], folder: Path) -> str | None:

@@ -18,7 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.curves import ORDER, places, style
-from analysis.experiments.grid import MODULI, OUT, SIGMAS, read_rows
+from analysis.experiments.grid import MODULI, OUT, SIGMAS
+from analysis.experiments.outcomes import read_rows
 from analysis.stats import t_interval
 from harness.console import Parser, fail
 

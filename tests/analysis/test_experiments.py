@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from analysis import run_folders
-from analysis.experiments import claims, controls, grid
+from analysis.experiments import claims, controls, grid, outcomes
 from analysis.experiments.claims import Answer, Claim, answer, difference, holm, verdict
 from harness.config import parse
 from harness.warm_start import WarmStart, warm_start_folder
@@ -70,9 +70,9 @@ def test_an_experiment_runs_is_collected_and_is_not_run_again(tiny_folder, tmp_p
     small = ["--steps", "2", "--batch-prompts", "2", "--group-size", "4", "--show-every", "0"]
     monkeypatch.setattr(grid, "SETTINGS", small)
     monkeypatch.setattr(grid, "start_of", lambda world, seed: tiny_folder)
-    evaluate = f"import sys, eval; eval.main(['--model', {str(tiny_folder)!r}, '--k', '0', '--per-level', '2', "
-    monkeypatch.setattr(grid, "START", evaluate + "'--world', sys.argv[1], '--out', sys.argv[3]])")
-    monkeypatch.setattr(grid, "PROGRAM", grid.PROGRAM.replace("eval.main(b)", "eval.main([*b, '--per-level', '2'])"))
+    start = grid.START.replace("warm_start(of_world(world, seed))", repr(str(tiny_folder)))
+    monkeypatch.setattr(grid, "START", start)
+    monkeypatch.setattr(grid, "problems_of", lambda world: ["--levels", "5", "--per-level", "2"])
     rate = ("--lr", "1e-4")
     job = grid.Job("guess", "main", "grpo", "grpo", 0, rate)
     after = grid.Job("guess", "main", "grpo again", "grpo", 0, rate, after="main/grpo")
@@ -80,7 +80,7 @@ def test_an_experiment_runs_is_collected_and_is_not_run_again(tiny_folder, tmp_p
     swept = grid.Job("guess", "sweep", "grpo 1e-4", "grpo", 100, rate)
     jobs, root, out = [after, job, control, swept], tmp_path / "runs", tmp_path / "out"
     grid.run_stage(jobs, root, workers=1)
-    assert grid.collect(jobs, root, out) == 5, "the runs, and the warm start"
+    assert outcomes.collect(jobs, root, out) == 5, "the runs, and the warm start"
     for one in (job, control):
         assert json.loads((root / one.name / "config.json").read_text())["experiment"] == one.control
     assert json.loads((root / after.name / "config.json").read_text())["init_from"] == str(root / job.name)
@@ -89,11 +89,11 @@ def test_an_experiment_runs_is_collected_and_is_not_run_again(tiny_folder, tmp_p
         runs.loc["grpo", "responses"] == 2 * 2 * 4 and 0 <= runs.loc["grpo", "accuracy"] == runs.loc["grpo", "level 5"]
     )
     assert runs.loc["warm start", "ood mean"] >= 0 and math.isnan(runs.loc["warm start", "responses"])
-    curves = grid.read_rows(out / "curves.csv")
+    curves = outcomes.read_rows(out / "curves.csv")
     assert curves["step"].tolist() == [10] * 3 and curves["reward"].between(0, 1).all()
     before = (out / "runs.csv").read_text()
-    assert grid.collect(jobs, root, out) == 5 and (out / "runs.csv").read_text() == before
-    assert grid.missing(jobs, out) == [], "also where the run's folder is on another machine"
+    assert outcomes.collect(jobs, root, out) == 5 and (out / "runs.csv").read_text() == before
+    assert outcomes.missing(jobs, out) == [], "also where the run's folder is on another machine"
 
 
 def test_lucky_is_the_share_of_right_responses_without_a_step(tmp_path):
@@ -101,13 +101,13 @@ def test_lucky_is_the_share_of_right_responses_without_a_step(tmp_path):
     names = ("step", "responses", "R", "is_anchor")
     lines = [json.dumps(dict(zip(names, group, strict=True))) for group in groups]
     (tmp_path / "rollouts.jsonl").write_text("\n".join(lines) + "\n")
-    assert grid.lucky(tmp_path).to_dict() == {1: pytest.approx(2 / 3)}
+    assert outcomes.lucky(tmp_path).to_dict() == {1: pytest.approx(2 / 3)}
 
 
 def test_every_seed_has_a_warm_start_of_its_own_that_is_made_before_its_runs(tmp_path, monkeypatch):
     assert grid.start_of("plain", 0) == warm_start_folder(WarmStart()) != grid.start_of("plain", 1)
     assert grid.start_of("guess", 0) != grid.start_of("plain", 0)
-    done = grid.start_result("guess", 1, tmp_path)
+    done = outcomes.start_result("guess", 1, tmp_path)
     done.mkdir(parents=True)
     (done / "eval.json").touch()
     order = []

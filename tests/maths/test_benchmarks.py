@@ -69,6 +69,8 @@ def test_benchmarks_are_of_their_split_and_always_the_same():
         assert problems == benchmarks.built_in(name)
         assert {tasks.split_of(p.question) for p in problems} == {split}
     assert {p.level for p in benchmarks.built_in("ood")} == set(tasks.OOD_LEVELS)
+    assert {p.level for p in benchmarks.built_in("test", levels=["2", "5"])} == {"2", "5"}
+    assert len(benchmarks.built_in("ood", levels=["2"])) == 200, "those out of distribution are asked anyway"
     assert len(benchmarks.built_in("test")) == 500 and len(benchmarks.built_in("ood", per_level=7)) == 14
 
 
