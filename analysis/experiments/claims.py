@@ -178,7 +178,7 @@ def line(a: Answer, p: str, answered: str) -> list[str]:
 
 
 COLUMNS = {  # of a run -> heading, digits
-    "accuracy": ("accuracy", 3), "ood mean": ("ood", 3), "reward mean": ("reward, mean", 3),
+    "accuracy": ("accuracy", 3), "ood mean": ("ood", 3), "greedy": ("greedy", 3), "reward mean": ("reward, mean", 3),
     "response_length last": ("length", 1), "entropy last": ("entropy", 3), "grad_norm max": ("largest norm", 2),
     "kept_fraction mean": ("kept", 2), "responses": ("responses", 0), "tokens": ("tokens", 0),
 }  # fmt: skip
@@ -187,7 +187,8 @@ COLUMNS = {  # of a run -> heading, digits
 def means_table(runs: pd.DataFrame) -> str:
     """A world's methods in Markdown, each the mean over its seeds; and how far it is ahead of dr_grpo, seed by seed.
 
-    accuracy: greedy, on the levels that RL trains on. Length and entropy are those of the last ten steps.
+    accuracy and ood are of sampled responses, accuracy on the levels that RL trains on. Length and entropy are those of
+    the last ten steps.
     """
     baseline, lines = by_seed(runs, BASELINE), []
     for label in runs["label"].unique():

@@ -2,7 +2,8 @@
 
 What is asked, fixed before the first run of a world:
 
-    sweep       each method at three learning rates, seed 100; the best on 500 validation problems is its own from then
+    sweep       each method at three learning rates, seed 100; the best is its own from then on, by the accuracy of 4
+                sampled responses to each of 500 validation problems
     main        each method at its own rate, 10 seeds; `sft then dr_grpo` begins where the same seed's sft ended
     controls    a random mask of the same size, and dr_grpo with S as its reward: 10 seeds, at the rates of dagrpo_on
                 and dr_grpo
@@ -11,6 +12,8 @@ What is asked, fixed before the first run of a world:
 
 Rates and length follow a trial in `guess` (dr_grpo, seed 100): at 1e-4 and 3e-4 the reward stayed at a guesser's third,
 while at 3e-5 it still rose after 200 steps. So 150 steps are a budget, not an end.
+Before any run of main, the sweep was judged three times: greedily on 50 problems and on 500, where neighbouring rates
+changed places by chance, and then by sampled responses, which are what RL trains and which have half of that noise.
 
 A seed decides where a run starts, the order of prompts, and the sampling. Each seed has a warm start of its own, from
 other initial weights, and at the same seed all methods see the same prompts at the same step. Intervals are therefore
@@ -40,7 +43,7 @@ from harness.warm_start import of_world, warm_start_folder
 WORLDS = ("guess", "plain", "unseen")
 METHODS = ("dr_grpo", "dagrpo_on", "dagrpo", "grpo", "luffy", "sft")
 RATES, SWEEP_SEED, SEEDS, FEWER_SEEDS = ("1e-5", "3e-5", "1e-4"), 100, 10, 3
-STEPS = 150
+STEPS, K = 150, "4"
 MODULI = {2: "guess2", 5: "guess5", 10: "guess10"}  # worlds like `guess`
 SIGMAS = ("1", "2", "3", "4")
 OUT = "results/worlds"
@@ -102,7 +105,7 @@ def command(job: Job, root: Path) -> list[str]:
     begin = root / job.world / job.after / f"seed{job.seed}" if job.after else start_of(job.world, job.seed)
     train = ["--method", job.method, *world, "--seed", str(job.seed), "--out", out, "--resume", *SETTINGS]
     asked = ["--benchmarks", "validation" if job.is_sweep else "test,ood", *problems_of(job.world)]
-    both = [job.control, [*train, *job.flags, "--init-from", str(begin)], [*world, "--model", out, "--k", "0", *asked]]
+    both = [job.control, [*train, *job.flags, "--init-from", str(begin)], [*world, "--model", out, "--k", K, *asked]]
     return [sys.executable, "-c", PROGRAM, json.dumps(both)]
 
 
@@ -114,7 +117,7 @@ def problems_of(world: str) -> list[str]:
 
 def make_start(world: str, seed: int, root: Path) -> str | None:
     folder = start_result(world, seed, root)
-    asked = ["--k", "0", "--out", str(folder / "eval.json"), *problems_of(world)]
+    asked = ["--k", K, "--out", str(folder / "eval.json"), *problems_of(world)]
     return call([sys.executable, "-c", START, json.dumps([world, seed, asked])], folder)
 
 

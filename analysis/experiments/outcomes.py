@@ -10,18 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pandas as pd
 
 import scoring
-import tasks
 from analysis.experiments.processes import Job
 from analysis.run_folders import read_rollouts, read_run
-from analysis.table import read_eval
 from harness.console import fail
 
 BIN = 10  # steps
+MEANS = [("accuracy", "test", "sampled"), ("ood mean", "ood", "sampled")]  # column of runs.csv, benchmark, responses
+MEANS += [("greedy", "test", "greedy"), ("greedy ood", "ood", "greedy")]
 CURVES = ("reward", "response_length", "entropy", "grad_norm", "kept_fraction", "no_signal_groups", "lucky")
 
 
@@ -34,18 +35,23 @@ def finished(folder: Path) -> bool:
     return (folder / "eval.json").exists()
 
 
-def accuracies(folder: Path, world: str) -> dict[str, float]:
-    """Greedy accuracy by level, the mean over the levels that RL trains on, and over those out of distribution."""
-    scores = read_eval(folder / "eval.json").scores
-    trained = [scores[f"level {level}"] for level in tasks.WORLDS[world].trained if f"level {level}" in scores]
-    found = scores | {"accuracy": sum(trained) / len(trained) if trained else float("nan")}
-    return {name: round(score, 6) for name, score in found.items()}
+def by_level(folder: Path, benchmark: str, how: str) -> dict[str, float]:
+    """Accuracy of each level that eval.py asked, `how`: greedy or sampled."""
+    found = json.loads((folder / "eval.json").read_text(encoding="utf-8"))["benchmarks"][benchmark]["levels"]
+    return {at["level"]: at[how]["accuracy"] for at in found}
 
 
-def validation(folder: Path, world: str) -> float:
-    found = json.loads((folder / "eval.json").read_text(encoding="utf-8"))["benchmarks"]["validation"]["levels"]
-    trained = [at["greedy"]["accuracy"] for at in found if at["level"] in tasks.WORLDS[world].trained]
-    return sum(trained) / len(trained)
+def accuracies(folder: Path) -> dict[str, float]:
+    """Of responses that are sampled as in training, by level and in the mean; and of greedy ones."""
+    levels = by_level(folder, "test", "sampled")
+    found = {f"level {level}": share for level, share in levels.items()}
+    for name, benchmark, how in MEANS:
+        found[name] = mean(by_level(folder, benchmark, how).values())
+    return {name: round(share, 6) for name, share in found.items()}
+
+
+def validation(folder: Path) -> float:
+    return mean(by_level(folder, "validation", "sampled").values())
 
 
 def lucky(folder: Path) -> pd.Series:
@@ -75,7 +81,7 @@ def row_of(job: Job, root: Path) -> dict[str, Any]:
     found = read_run(root / job.name)
     steps, last = found.metrics, found.metrics.tail(BIN)
     row = {name: getattr(job, name) for name in ("world", "stage", "label", "method", "seed")}
-    row |= {"lr": found.config["lr"], **accuracies(root / job.name, job.world)}
+    row |= {"lr": found.config["lr"], **accuracies(root / job.name)}
     for name in ("reward", "response_length", "entropy", "kept_fraction", "no_signal_groups"):
         figures = steps.get(name, pd.Series(dtype=float))
         row |= {f"{name} mean": figures.mean(), f"{name} last": figures.tail(BIN).mean()}
@@ -104,14 +110,14 @@ def collect(jobs: Iterable[Job], root: Path, out: Path) -> int:
     for job in (job for job in jobs if finished(root / job.name)):
         if job.is_sweep:
             row = {"world": job.world, "label": job.label, "method": job.method, "lr": job.flags[1], "seed": job.seed}
-            made["sweep"].append(pd.DataFrame([row | {"validation": validation(root / job.name, job.world)}]))
+            made["sweep"].append(pd.DataFrame([row | {"validation": validation(root / job.name)}]))
         else:
             made["runs"].append(pd.DataFrame([row_of(job, root)]))
             made["curves"].append(binned(job, root))
     for start in {(job.world, job.seed) for job in jobs if not job.is_sweep}:
         if finished(folder := start_result(*start, root)):
             row = {"world": start[0], "stage": "main", "label": "warm start", "method": "warm start", "seed": start[1]}
-            made["runs"].append(pd.DataFrame([row | accuracies(folder, start[0])]))
+            made["runs"].append(pd.DataFrame([row | accuracies(folder)]))
     count = 0
     for name, rows in made.items():
         table = pd.concat([*([read_rows(out / f"{name}.csv")] if (out / f"{name}.csv").exists() else []), *rows])
