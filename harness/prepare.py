@@ -75,6 +75,9 @@ def _order(size: int, epoch: int, seed: int) -> list[int]:
     return order
 
 
+POOL = 2000  # built-in problems to train on: of 400, seen six times, a guess can be learned by heart
+
+
 def load_task(
     config: Config, demonstrate: Callable[[list[Problem]], list[Problem]] | None = None, score_all: bool = False
 ) -> Task:
@@ -98,7 +101,8 @@ def load_problems(config: Config) -> list[Problem]:
     if not config.data:
         world = tasks.WORLDS[config.world]
         names = config.levels.split(",") if config.levels else world.trained
-        return tasks.arithmetic("train", per_level=400, levels={name: world.levels[name] for name in names})
+        levels = {name: world.levels[name] for name in names}
+        return tasks.arithmetic("train", POOL // len(levels), levels=levels)
     columns = {part: getattr(config, f"{part}_column") for part in ("question", "answer", "demo", "level")}
     pool, report = data.load_problems(config.data, **columns, split=config.data_split, limit=config.data_limit)
     print(f"{config.data}: {report}", file=sys.stderr)
