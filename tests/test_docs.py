@@ -100,7 +100,7 @@ def test_the_functions_and_modules_that_a_page_names_exist(page):
 
 def test_names_are_found_and_wrong_ones_noticed():
     assert {"dagrpo.policy_loss", "train.collect", "dagrpo.signal_rows"} <= set(names_in(README))
-    assert "maths.verifier.verify" in names_in(PAGES["real_models.md"])
+    assert "policy.placement" in names_in(PAGES["real_models.md"])
     for wrong in ("dagrpo.no_such_loss", "maths.verifier.no_such", "fast.no_such"):
         with pytest.raises(AttributeError):
             resolve(wrong)
