@@ -18,8 +18,6 @@ does (Section 6): temperature 0.6, top-p 1, at most 8,192 tokens; avg@32 on the 
 Each response goes into a file next to --out; a stopped evaluation goes on where it was (harness/responses.py). Any
 other file NAME in --benchmark-dir is asked like these, once.
 
-Intervals are 95 %, and problems are their unit, as another benchmark would have other problems.
-
     python eval.py --model runs/dagrpo
     python eval.py --benchmarks test --limit 50 --k 0       the warm start, greedily: ten seconds
     python eval.py --model Qwen/Qwen2.5-0.5B-Instruct --benchmarks math500,gpqa_diamond --limit 8 --out runs/qwen.json
@@ -37,10 +35,15 @@ from typing import Any
 
 import torch
 
+from harness import evaluation
+
+if __name__ == "__main__":  # --help and a mistyped flag are answered before all else is imported, which takes seconds
+    evaluation.read_flags(sys.argv[1:], __doc__)
+
 import fast
 import rollout
 import scoring
-from harness import evaluation, responses
+from harness import responses
 from harness.console import progress
 from harness.trial import try_out
 from harness.warm_start import find_start

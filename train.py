@@ -30,6 +30,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
+from harness.config import Config, parse
+
+if __name__ == "__main__":  # --help and a mistyped flag are answered before all else is imported, which takes seconds
+    parse(sys.argv[1:], __doc__)
+
 import torch
 
 import anchors
@@ -40,7 +45,6 @@ import scoring
 from anchors import Anchor
 from dagrpo import Recipe
 from harness.checkpoint import load_trainer
-from harness.config import Config, parse
 from harness.console import one_line
 from harness.prepare import fitting, load_task
 from harness.report import mean_over

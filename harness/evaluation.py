@@ -6,17 +6,18 @@ import json
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from harness.config import ConfigParser, check_memory, check_numbers, flag
 from harness.console import fail, one_line
 from harness.files import aside
-from harness.warm_start import find_start
 from maths import benchmarks, data
-from policy import Policy
 from tasks import WORLDS, Problem
+
+if TYPE_CHECKING:
+    from policy import Policy
 
 OF_CHOICES = benchmarks.CHOICE_INSTRUCTION.removeprefix(data.INSTRUCTION).strip()
 
@@ -64,13 +65,18 @@ class Settings:
         return {name: value if getattr(self, name) is None else getattr(self, name) for name, value in usual.items()}
 
 
+def read_flags(argv: list[str], about: str | None) -> Settings:
+    """The flags alone: this file loads no model library, so that --help is quick."""
+    parser = ConfigParser((Settings,), prog="eval.py", description=about, usage="python eval.py --model M [flags]")
+    return Settings(**vars(parser.parse_args(argv)))
+
+
 def parse(argv: list[str], about: str | None) -> tuple[Settings, dict[str, tuple[list[Problem], int]], Path | None]:
     """The settings, what load_problems gives for each benchmark, and the file of the results.
 
     One clear line for what cannot work, before a model is loaded.
     """
-    parser = ConfigParser((Settings,), prog="eval.py", description=about, usage="python eval.py --model M [flags]")
-    settings = Settings(**vars(parser.parse_args(argv)))
+    settings = read_flags(argv, about)
     settings = replace(settings, world=settings.world or world_of(settings.model))
     if settings.world not in WORLDS:
         fail(f"--world: there is no {settings.world}; choose from {', '.join(WORLDS)}")
@@ -125,6 +131,8 @@ def find_model(name: str) -> None:
     """Ends the program if a name can only be a missing folder: the hub's answer would be a traceback."""
     if name == "warm_start":
         return
+    from harness.warm_start import find_start  # transformers' models, which take seconds
+
     with one_line(f"--model {name} cannot be read", OSError):
         where = Path(find_start(name))
     if not where.exists() and where.parent.is_dir():
