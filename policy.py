@@ -191,7 +191,7 @@ class Placement:
 
 
 def placement(cuda: bool, lora: bool, bf16: bool = False) -> Placement:
-    """The one place that chooses device and dtype.
+    """The one place that chooses device and dtype. Apple's MPS is not supported: there the CPU is used.
 
     Weights that are trained are fp32: a small update to a bf16 weight rounds to nothing. A GPU multiplies in bf16 all
     the same, by autocast; a CPU only where `bf16` asks for it: some have units for it, on others it is slower. With

@@ -63,10 +63,13 @@ def load_tokenizer(name: str, trust: bool) -> PreTrainedTokenizerBase:
 
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
     if tokenizer.chat_template:
-        signal.signal(signal.SIGVTALRM, late)
-        signal.setitimer(signal.ITIMER_VIRTUAL, TEMPLATE_SECONDS)
+        timed = hasattr(signal, "setitimer")  # not on Windows: there a template that never ends is not noticed
+        if timed:
+            signal.signal(signal.SIGVTALRM, late)
+            signal.setitimer(signal.ITIMER_VIRTUAL, TEMPLATE_SECONDS)
         try:
             tokenizer.apply_chat_template([{"role": "user", "content": PROBE}], add_generation_prompt=True)
         finally:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            if timed:
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     return tokenizer

@@ -7,7 +7,6 @@ rewards, scores and masks.
 
 from __future__ import annotations
 
-import resource
 import statistics
 import tempfile
 import time
@@ -248,6 +247,8 @@ def peak_gb() -> float:
     """The most memory that the process has had; on a GPU what tensors took, without what PyTorch holds in reserve."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
+    import resource  # not on Windows
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 

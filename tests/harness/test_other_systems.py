@@ -1,0 +1,35 @@
+"""What other systems do not have, hidden: Windows has no fcntl, resource or timers, macOS no mallopt and no /proc."""
+
+import subprocess
+import sys
+
+from helpers import ROOT
+
+HIDDEN = """
+import os, pathlib, signal, sys, types
+import torch, transformers
+try:
+    import psutil  # accelerate's; on Linux it wants the real ones
+except ImportError:
+    pass
+sys.modules["fcntl"] = sys.modules["resource"] = None  # an import of them fails
+for name in ("alarm", "setitimer", "ITIMER_VIRTUAL", "SIGVTALRM"):
+    delattr(signal, name)
+del os.sysconf
+exists = pathlib.Path.exists
+pathlib.Path.exists = lambda self, **more: not str(self).startswith("/proc") and exists(self, **more)
+"""
+
+
+def test_a_run_and_its_evaluation_without_what_other_systems_do_not_have(tiny_folder, tmp_path):
+    small = "'--batch-prompts', '2', '--updates-per-batch', '1', '--group-size', '4', '--steps', '2'"
+    code = f"{HIDDEN}\nimport train, eval, fast.memory\nfrom maths.verifier import verify\n"
+    code += "fast.memory.sys = types.SimpleNamespace(platform='win32')\n"
+    code += f"train.main(['--model', {str(tiny_folder)!r}, {small}, '--out', 'run', '--save-every', '1'])\n"
+    code += f"train.main(['--model', {str(tiny_folder)!r}, {small}, '--out', 'run', '--resume'])\n"
+    code += "eval.main(['--model', 'run', '--per-level', '2', '--k', '0'])\n"
+    code += r"assert verify(r'\boxed{2\sqrt{3}}', r'\sqrt{12}')"
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); exec(sys.argv[1])", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "eval.json").exists() and "Traceback" not in done.stderr
