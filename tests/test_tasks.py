@@ -1,14 +1,16 @@
 """The built-in task: what is drawn, which split it falls into, and the worked demonstrations."""
 
 import re
+from collections import Counter
 from itertools import product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoring import holds, steps, verify
-from tasks import LEVELS, OOD_LEVELS, SPLITS, Form, arithmetic, direct, solve, split_of
+from harness.warm_start import of_world
+from scoring import holds, score, steps, verify
+from tasks import LEVELS, OOD_LEVELS, SPLITS, WORLDS, Form, arithmetic, direct, solve, split_of
 
 ALL = LEVELS | OOD_LEVELS
 every_split = pytest.mark.parametrize("split", SPLITS)
@@ -153,3 +155,23 @@ def test_asking_for_more_questions_than_there_are_is_an_error():
     tiny = {"tiny": Form(operands=2, smallest=1, largest=2)}  # 1+1 1-1 1+2 2+1 2-1 2+2 2-2: seven in all splits
     with pytest.raises(ValueError, match="level tiny has no 8"):
         arithmetic("train", 8, levels=tiny)
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_worlds_problems_and_start_fit_together(name):
+    world = WORLDS[name]
+    assert set(world.trained) <= set(world.levels) and not set(world.levels) & set(world.ood)
+    assert len(of_world(name).level_weights) == len(world.levels)
+    for problem in arithmetic("train", per_level=20, levels=world.levels | world.ood):
+        assert verify(problem.demo, problem.answer) and score(problem.demo, problem) == 10
+        assert score(direct(problem), problem) == 4.5, "right, and no step"
+
+
+@pytest.mark.parametrize("modulus", [2, 3, 5, 10])
+def test_of_modulus_guesses_one_is_right(modulus):
+    world = "guess" if modulus == 3 else f"guess{modulus}"
+    answers = Counter(p.answer for p in arithmetic("train", per_level=600, levels={"5": WORLDS[world].levels["5"]}))
+    assert set(answers) == {str(i) for i in range(modulus)}
+    assert all(abs(count / 600 - 1 / modulus) < 0.08 for count in answers.values())
+    problem = solve("12+5-3=", "2", modulus=modulus)
+    assert problem.answer == str(14 % modulus) and problem.demo.startswith("12+5=17;17-3=14;#")
