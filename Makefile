@@ -26,6 +26,7 @@ demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (ab
 	@echo "Next: look inside the groups with  $(PY) -m analysis.viewer $(DEMO)/dagrpo_on  or at one of eight with  $(PY) dagrpo.py"
 
 figures: .venv/ready  ## redraw every figure in results/ from its CSV, and print the tables, without training
+	$(PY) -m analysis.first_figure
 	$(PY) -m analysis.curves --from-csv results/demo/curves.csv
 	$(PY) -m analysis.conflict --from-csv results/conflict/conflict.csv
 	$(PY) -m analysis.shared --from-csv results/shared/shared.csv
