@@ -24,7 +24,7 @@ from scoring import steps
 
 METHODS_SHOWN = ("dr_grpo", "dagrpo")
 TITLES = ("Half of the group is right", "All of the group is wrong")
-COLOURS = LinearSegmentedColormap.from_list("push", ["#D55E00", "white", "#0072B2"])  # down, none, up
+COLOURS = LinearSegmentedColormap.from_list("push", ["#D55E00", "white", "#0072B2"], N=257)  # down, none, up
 WIDTH = 22  # characters
 
 
