@@ -1,0 +1,60 @@
+"""analysis.experiments.one_update: variants are what they are called, and a question leaves the policy as it was."""
+
+import math
+
+import pytest
+import torch
+
+from analysis.experiments import one_update
+from analysis.experiments.one_update import choices, shared_tokens
+from harness.warm_start import find_start
+from rollout import sample_groups
+from tasks import solve
+
+A = torch.tensor([[0.5, 0.5, -0.5, -0.5]])
+S = torch.tensor([[10.0, 4.5, 3.5, 1.0]])
+
+
+def test_the_variants_by_hand():
+    torch.manual_seed(0)
+    found = {variant: (method, a.tolist()[0], keep.tolist()[0]) for variant, method, a, keep in choices(A, S)}
+    assert tuple(found) == one_update.VARIANTS
+    assert found["dr_grpo"] == ("dr_grpo", A.tolist()[0], [True] * 4) == ("dr_grpo", *found["gtpo"][1:])
+    assert found["positives alone"][2] == [True, True, False, False]
+    assert found["Eq. 8-9"][2] == [True, False, False, True], "10 - 3.5 and 4.5 - 1 are above 3, 4.5 - 3.5 is not"
+    assert sum(found["random"][2][:2]) == sum(found["random"][2][2:]) == 1
+    assert found["Eq. 8-9, centred"][1:] == ([0.5, 0.0, 0.0, -0.5], [True, False, False, True])
+
+
+def test_centred_means_that_the_kept_advantages_add_up_to_0():
+    advantages = torch.tensor([[0.7, 0.7, -0.3, -1.1]])
+    a, keep = next(found[2:] for found in choices(advantages, S) if "centred" in found[0])
+    assert (a * keep).sum().item() == pytest.approx(0, abs=1e-7) and a[~keep].tolist() == [0.0, 0.0]
+
+
+def test_a_question_is_measured_and_the_weights_are_put_back(tiny, monkeypatch):
+    torch.manual_seed(1)
+    monkeypatch.setattr("scoring.verify", lambda response, answer, ended=True: len(response) % 2 == 0)
+    before = {name: x.clone() for name, x in tiny.model.state_dict().items()}
+    rows = next(found for i in range(20) if (found := one_update.changes(tiny, solve(f"1+{i}=", "1"), "plain")))
+    assert [row.variant for row in rows] == list(one_update.VARIANTS)
+    assert all(math.isfinite(row.wrong) for row in rows)
+    assert rows[0].wrong < rows[1].wrong, "positives alone do not push wrong ones down"
+    assert all(torch.equal(x, before[name]) for name, x in tiny.model.state_dict().items())
+
+
+def test_shared_tokens_are_those_of_all_rows_from_the_start(tiny):
+    rollouts = sample_groups(tiny, [solve("1+2=", "1")], [3], 8)
+    same = rollouts.select(torch.tensor([0, 0]))
+    assert shared_tokens(same) == int(same.lengths[0])
+    other = same.tokens.clone()
+    other[1, 0] += 1
+    assert shared_tokens(one_update.Rollouts(**{**vars(same), "tokens": other})) == 0
+
+
+def test_the_command_line(tiny_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(one_update, "find_start", lambda name, world: find_start(str(tiny_folder)))
+    monkeypatch.setattr("scoring.verify", lambda response, answer, ended=True: len(response) % 2 == 0)
+    one_update.main(["--questions", "3", "--csv", str(tmp_path / "new" / "one.csv")])
+    assert capsys.readouterr().out.count("| dr_grpo |") == 1
+    assert (tmp_path / "new" / "one.csv").read_text().count("\n") >= 1 + len(one_update.VARIANTS)
