@@ -14,7 +14,7 @@ DEMO_STEPS := 100
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
 
-demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (about 8 minutes on two cores); WORLD=plain
+demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (about 4 minutes on two cores); WORLD=plain
 	$(PY) eval.py --world $(WORLD) --k 0 --out $(DEMO)/start.json
 	for method in $(DEMO_METHODS); do \
 		$(PY) train.py --world $(WORLD) --method $$method --steps $(DEMO_STEPS) --seed 0 --out $(DEMO)/$$method --resume || exit; \
@@ -22,7 +22,7 @@ demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (ab
 	for method in $(DEMO_METHODS); do $(PY) eval.py --k 0 --model $(DEMO)/$$method || exit; done
 	$(PY) -m analysis.curves $(DEMO_METHODS:%=$(DEMO)/%) --out $(DEMO)/figures
 	$(PY) -m analysis.table $(DEMO_METHODS:%=$(DEMO)/%) --baseline "$(DEMO)/start.json:warm start"
-	@echo "The curves: $(DEMO)/figures/curves.png. One seed shows that it runs; docs/experiments.md has ten, and what they say."
+	@echo "The curves: $(DEMO)/figures/curves.png. One seed each is no verdict: docs/experiments.md says what more seeds show."
 	@echo "Next: look inside the groups with  $(PY) -m analysis.viewer $(DEMO)/dagrpo_on  or at one of eight with  $(PY) dagrpo.py"
 
 figures: .venv/ready  ## redraw every figure in results/ from its CSV, and print the tables, without training
