@@ -98,6 +98,18 @@ FURTHER = [  # asked with the claims, to understand them
     asked("or fewer terms?", "random mask", BASELINE, "reward mean", "reward, mean of the run"),
     asked("or what S knows?", "dr_grpo, S as reward", "dagrpo_on"),
     asked("likewise, sooner", "dr_grpo, S as reward", "dagrpo_on", "reward mean", "reward, mean of the run"),
+    *(
+        asked(f"pilot: {text}", f"{one} at 3e-5", f"{other} at 3e-5", column, unit)
+        for text, one, other, column, unit in (
+            ("the mask", "dagrpo_on", BASELINE, "accuracy", "accuracy"),
+            ("the mask, OOD", "dagrpo_on", BASELINE, "ood mean", "accuracy"),
+            ("the mask, sooner", "dagrpo_on", BASELINE, "reward mean", "reward, mean of the run"),
+            ("is it distinctiveness?", "dagrpo_on", "random mask", "accuracy", "accuracy"),
+            ("likewise, OOD", "dagrpo_on", "random mask", "ood mean", "accuracy"),
+            ("likewise, sooner", "dagrpo_on", "random mask", "reward mean", "reward, mean of the run"),
+            ("or fewer terms?", "random mask", BASELINE, "accuracy", "accuracy"),
+        )
+    ),
     asked("anchors help", "dagrpo", "dagrpo_on"),
     asked("DaGRPO beats GRPO", "dagrpo", BASELINE),
     asked("DaGRPO beats SFT", "dagrpo", "sft"),
@@ -206,7 +218,7 @@ def read(folder: Path) -> pd.DataFrame:
     runs = read_rows(folder / "runs.csv")
     if runs.empty:
         fail(f"{folder} holds no run yet; python -m analysis.experiments.grid makes them")
-    runs, c7 = runs[runs["stage"].isin(("main", "controls"))].copy(), folder / "conflict_seeds.csv"
+    runs, c7 = runs[runs["stage"].isin(("pilot", "main", "controls"))].copy(), folder / "conflict_seeds.csv"
     found = c7_by_seed(read_points(SeedPoint, c7), BASELINE) if c7.exists() else {}
     runs[C7] = runs["seed"].map(found).where((runs["label"] == BASELINE) & (runs["world"] == "guess")).astype(float)
     return runs

@@ -2,6 +2,8 @@
 
 What is asked, fixed before the first run of a world:
 
+    pilot       in `guess`, dr_grpo, dagrpo_on and a random mask of the same size, all at 3e-5, the first 6 seeds: a
+                first look before the rest, at the one rate that the trial found to learn
     sweep       each method at three learning rates, seed 100; the best is its own from then on, by the accuracy of 4
                 sampled responses to each of 500 validation problems
     main        each method at its own rate, 10 seeds; `sft then dr_grpo` begins where the same seed's sft ended
@@ -45,6 +47,8 @@ WORLDS = ("guess", "plain", "unseen")
 METHODS = ("dr_grpo", "dagrpo_on", "dagrpo", "grpo", "luffy", "sft")
 RATES, SWEEP_SEED, SEEDS, FEWER_SEEDS = ("1e-5", "3e-5", "1e-4"), 100, 10, 3
 STEPS, K = 150, "4"
+PILOT_RATE = "3e-5"
+PILOT = (("dr_grpo", "dr_grpo", ""), ("dagrpo_on", "dagrpo_on", ""), ("random mask", "dagrpo_on", "random_mask"))
 MODULI = {2: "guess2", 5: "guess5", 10: "guess10"}  # worlds like `guess`
 SIGMAS = ("1", "2", "3", "4")
 OUT = "results/worlds"
@@ -70,6 +74,10 @@ def grid(world: str, rates: dict[str, str]) -> list[Job]:
         rate = ("--lr", rates.get(method, "?"))
         jobs.extend(Job(at, stage, label, method, seed, rate, **more) for seed in range(seeds))
 
+    if world == "guess":
+        for label, method, control in PILOT:
+            flags = ("--lr", PILOT_RATE)
+            jobs += [Job(world, "pilot", f"{label} at 3e-5", method, n, flags, control=control) for n in range(6)]
     for method in METHODS:
         add("main", method, method)
     add("main", "sft then dr_grpo", "dr_grpo", after="main/sft")
@@ -138,7 +146,7 @@ def run_stage(jobs: list[Job], root: Path, workers: int) -> None:
         side_by_side(works, f"{jobs[0].world}, {jobs[0].stage}", workers)
 
 
-STAGES = ("sweep", "main", "controls", "guessable", "noise")
+STAGES = ("pilot", "sweep", "main", "controls", "guessable", "noise")
 
 
 def main(argv: list[str] | None = None) -> None:

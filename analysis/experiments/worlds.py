@@ -40,12 +40,13 @@ UNITS = {
 
 def draw_line(ax: Axes, rows: pd.DataFrame, label: str, column: str) -> None:
     """One label's mean over seeds, in its band, at the middle of the steps that a row is the mean of."""
+    rows = rows[rows["label"] == label] if label in set(rows["label"]) else rows[rows["label"] == f"{label} at 3e-5"]
     table = rows.pivot_table(index="step", columns="seed", values=column)
     if table.empty:
         return
     mean, half = t_interval(table.to_numpy())
     steps, half, look = table.index - 4.5, np.nan_to_num(half), style(places([label])[label], len(table))
-    ax.plot(steps, mean, label=f"{label} ({table.shape[1]} seeds)", **look)
+    ax.plot(steps, mean, label=f"{rows['label'].iloc[0]} ({table.shape[1]} seeds)", **look)
     ax.fill_between(steps, mean - half, mean + half, color=look["color"], alpha=0.18, linewidth=0)
 
 
@@ -58,7 +59,7 @@ def draw_worlds(curves: pd.DataFrame) -> Figure:
         axes = row.subplots(1, 4)
         for ax, column in zip(axes, ("reward", "response_length", about, "grad_norm"), strict=True):
             for label in labels:
-                draw_line(ax, curves.query("world == @world and label == @label"), label, column)
+                draw_line(ax, curves[curves["world"] == world], label, column)
             ax.set(xlabel="step", title=UNITS[column])
             ax.title.set_fontsize(9)
             ax.set_ylim(bottom=0)
