@@ -102,7 +102,10 @@ def load_problems(config: Config) -> list[Problem]:
         world = tasks.WORLDS[config.world]
         names = config.levels.split(",") if config.levels else world.trained
         levels = {name: world.levels[name] for name in names}
-        return tasks.arithmetic("train", POOL // len(levels), levels=levels)
+        try:
+            return tasks.arithmetic("train", POOL // len(levels), levels=levels)
+        except ValueError:  # level 1 alone has no 2,000 different questions
+            return tasks.arithmetic("train", POOL // len(tasks.LEVELS), levels=levels)
     columns = {part: getattr(config, f"{part}_column") for part in ("question", "answer", "demo", "level")}
     pool, report = data.load_problems(config.data, **columns, split=config.data_split, limit=config.data_limit)
     print(f"{config.data}: {report}", file=sys.stderr)

@@ -120,11 +120,12 @@ def collect(jobs: Iterable[Job], root: Path, out: Path) -> int:
             made["runs"].append(pd.DataFrame([row | accuracies(folder)]))
     count = 0
     for name, rows in made.items():
-        table = pd.concat([*([read_rows(out / f"{name}.csv")] if (out / f"{name}.csv").exists() else []), *rows])
-        if len(table):
+        path = out / f"{name}.csv"
+        parts = [*([read_rows(path)] if path.exists() else []), *rows]
+        if parts:
             keys = ["world", "label", "seed", *(["step"] if name == "curves" else [])]
-            table = table.drop_duplicates(keys, keep="last").sort_values(keys)
-            table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+            table = pd.concat(parts).drop_duplicates(keys, keep="last").sort_values(keys)
+            table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
             count += len(table) if name != "curves" else 0
     return count
 

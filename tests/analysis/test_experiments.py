@@ -80,6 +80,7 @@ def test_an_experiment_runs_is_collected_and_is_not_run_again(tiny_folder, tmp_p
     swept = grid.Job("guess", "sweep", "grpo 1e-4", "grpo", 100, rate)
     jobs, root, out = [after, job, control, swept], tmp_path / "runs", tmp_path / "out"
     grid.run_stage(jobs, root, workers=1)
+    assert outcomes.collect([job], root, tmp_path / "one") == 2, "also where there is no sweep"
     assert outcomes.collect(jobs, root, out) == 5, "the runs, and the warm start"
     for one in (job, control):
         assert json.loads((root / one.name / "config.json").read_text())["experiment"] == one.control

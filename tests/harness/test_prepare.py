@@ -6,6 +6,7 @@ import pytest
 
 import tasks
 from anchors import prepare_anchors
+from harness import prepare
 from harness.config import parse
 from harness.prepare import Task, fitting, pick
 from policy import Policy
@@ -44,3 +45,12 @@ def test_without_rollouts_problems_without_a_demonstration_leave(tiny, method, l
     task = fitting(tiny, task_of(problems, [first, None, third]), config)
     assert task.problems == [problems[i] for i in left]
     assert task.anchors == [[first, None, third][i] for i in left]
+
+
+@pytest.mark.parametrize(
+    ("flags", "levels", "pool"), [([], 5, 2000), (["--world", "guess"], 1, 2000), (["--levels", "1"], 1, 400)]
+)
+def test_there_are_2000_built_in_problems_unless_a_level_has_not_so_many(flags, levels, pool):
+    """Of few problems, seen again and again, guesses are learned by heart."""
+    problems = prepare.load_problems(parse(["--method", "grpo", "--out", "x", *flags]))
+    assert len(problems) == len(set(problems)) == pool and len({problem.level for problem in problems}) == levels
