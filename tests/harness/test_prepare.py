@@ -52,5 +52,5 @@ def test_without_rollouts_problems_without_a_demonstration_leave(tiny, method, l
 )
 def test_there_are_2000_built_in_problems_unless_a_level_has_not_so_many(flags, levels, pool):
     """Of few problems, seen again and again, guesses are learned by heart."""
-    problems = prepare.load_problems(parse(["--method", "grpo", "--out", "x", *flags.split()]))
+    problems = prepare.load_problems(parse(["--method", "grpo", "--out", "x", *flags]))
     assert len(problems) == len(set(problems)) == pool and len({problem.level for problem in problems}) == levels
