@@ -32,6 +32,8 @@ figures: .venv/ready  ## redraw every figure in results/ from its CSV, and print
 	$(PY) -m analysis.shared --from-csv results/shared/shared.csv
 	$(PY) -m analysis.bench.growth --from-csv results/growth/growth.csv
 	$(PY) -m analysis.experiments.methods --from results/methods
+	$(PY) -m analysis.experiments.worlds
+	$(PY) -m analysis.experiments.claims
 	$(PY) -m analysis.bench.sizes
 	$(PY) -m analysis.weights --from-csv results/weights/weights.csv
 
