@@ -102,10 +102,9 @@ def load_problems(config: Config) -> list[Problem]:
         world = tasks.WORLDS[config.world]
         names = config.levels.split(",") if config.levels else world.trained
         levels = {name: world.levels[name] for name in names}
-        try:
-            return tasks.arithmetic("train", POOL // len(levels), levels=levels)
-        except ValueError:  # level 1 alone has no 2,000 different questions
-            return tasks.arithmetic("train", POOL // len(tasks.LEVELS), levels=levels)
+        # levels 1 and 2 have not so many different questions
+        many = all((form.largest - form.smallest + 1) ** form.operands >= 4 * POOL for form in levels.values())
+        return tasks.arithmetic("train", POOL // len(levels if many else tasks.LEVELS), levels=levels)
     columns = {part: getattr(config, f"{part}_column") for part in ("question", "answer", "demo", "level")}
     pool, report = data.load_problems(config.data, **columns, split=config.data_split, limit=config.data_limit)
     print(f"{config.data}: {report}", file=sys.stderr)
