@@ -1,9 +1,11 @@
 """What other systems do not have, hidden: Windows has no fcntl, resource or timers, macOS no mallopt and no /proc."""
 
+import shutil
 import subprocess
 import sys
 
 from helpers import ROOT
+from transformers import AutoTokenizer
 
 HIDDEN = """
 import os, pathlib, signal, sys, types
@@ -22,11 +24,15 @@ pathlib.Path.exists = lambda self, **more: not str(self).startswith("/proc") and
 
 
 def test_a_run_and_its_evaluation_without_what_other_systems_do_not_have(tiny_folder, tmp_path):
+    model, tokenizer = tmp_path / "model", AutoTokenizer.from_pretrained(tiny_folder)
+    shutil.copytree(tiny_folder, model)
+    tokenizer.chat_template = "{{ messages[0].content }}"  # is tried out with a timer, where there is one
+    tokenizer.save_pretrained(model)
     small = "'--batch-prompts', '2', '--updates-per-batch', '1', '--group-size', '4', '--steps', '2'"
     code = f"{HIDDEN}\nimport train, eval, fast.memory\nfrom maths.verifier import verify\n"
     code += "fast.memory.sys = types.SimpleNamespace(platform='win32')\n"
-    code += f"train.main(['--model', {str(tiny_folder)!r}, {small}, '--out', 'run', '--save-every', '1'])\n"
-    code += f"train.main(['--model', {str(tiny_folder)!r}, {small}, '--out', 'run', '--resume'])\n"
+    code += f"train.main(['--model', {str(model)!r}, {small}, '--out', 'run', '--save-every', '1'])\n"
+    code += f"train.main(['--model', {str(model)!r}, {small}, '--out', 'run', '--resume'])\n"
     code += "eval.main(['--model', 'run', '--per-level', '2', '--k', '0'])\n"
     code += r"assert verify(r'\boxed{2\sqrt{3}}', r'\sqrt{12}')"
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); exec(sys.argv[1])", code]
