@@ -122,7 +122,7 @@ def arithmetic(split: str, per_level: int, seed: int = 0, levels: dict[str, Form
         rng = random.Random(f"{split} {level} {seed}")
         found: dict[str, Problem] = {}
         for _ in range(200 * per_level):
-            problem = _draw(rng, level, form)
+            problem = draw(rng, level, form)
             if split_of(problem.question) == split:
                 found.setdefault(problem.question, problem)
             if len(found) == per_level:
@@ -161,7 +161,7 @@ def solve(question: str, level: str, modulus: int = 0) -> Problem:
     return Problem(question, str(answer), ";".join([*steps, f"#{answer}"]), level)
 
 
-def _draw(rng: random.Random, level: str, form: Form) -> Problem:
+def draw(rng: random.Random, level: str, form: Form) -> Problem:
     """One random chain. It subtracts only what is there, so that no total is negative: a sign would be a new skill."""
     total = rng.randint(form.smallest, form.largest)
     question = str(total)

@@ -55,7 +55,7 @@ def equations(text: str) -> list[Equation]:
     1/2*8 4 True
     2+3 4 False
     """
-    text, found = _plain(text), {}
+    text, found = plain(text), {}
     for run in RUN.finditer(text):
         sides = [TOKEN.findall(side) for side in run.group().split("=")]
         if not 1 < len(sides) <= LONGEST_CHAIN:
@@ -75,7 +75,7 @@ def numbers(text: str) -> set[Fraction]:
     >>> numbers("She had 1,000 and paid $2.50.") == {1000, Fraction(5, 2)}
     True
     """
-    return {Fraction(literal) for literal in LITERAL.findall(_plain(text)) if len(literal) <= LONGEST_NUMBER}
+    return {Fraction(literal) for literal in LITERAL.findall(plain(text)) if len(literal) <= LONGEST_NUMBER}
 
 
 def value(tokens: list[str]) -> Fraction | None:
@@ -173,7 +173,8 @@ def _number_at_the_start(tokens: list[str]) -> list[str]:
     return []
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """One way of writing each sign: products as *, fractions as (a/b); currencies and marks go."""
     text = text[:LONGEST_TEXT]
     for pattern, replacement in PLAIN:
         text = pattern.sub(replacement, text)

@@ -11,6 +11,7 @@ What counts as equal, where the field is not of one mind (docs/answers.md has th
     decimals  equal to six places, as in math-verify, and within 1e-4 of each other, so that 2.8e-6 is not 3.1e-6
     letters   a gold answer that is one capital from A to J is a choice: only a letter can match it
     words     \text{east} matches East and nothing else: math-verify would take words for products of variables
+    goals     17 from 4, 6, 7 is a Countdown: any expression of these numbers that makes 17 (puzzles.py)
 
     python -m maths.verifier    final answers and verdicts
 """
@@ -21,6 +22,7 @@ import re
 from fractions import Fraction
 
 from maths.final import EQUALS, final_answer, final_letter
+from maths.puzzles import GOAL, solves
 from maths.spelling import LONGEST, Number, braced, number, spelled, without_unit
 from maths.worker import equal, parses
 
@@ -57,6 +59,8 @@ def verify(response: str, answer: str, ended: bool = True) -> bool:
     whole = mark and WHOLE.fullmatch(last) and WHOLE.fullmatch(answer)
     if whole and len(last + answer) < LONGEST and not MARKS.search(response):
         return int(last) == int(answer)  # the built-in task takes no detour
+    if GOAL.fullmatch(answer):  # of a Countdown: many expressions are right
+        return solves(final_answer(response, ended) or "", answer)
     if not readable(answer):
         raise ValueError(f"the gold answer {answer[:80]!r} cannot be read: no number, choice, word or formula")
     gold = spelled(answer)
@@ -74,6 +78,8 @@ def readable(answer: str) -> bool:
     >>> readable("$1,000.00"), readable("(0, 1]"), readable("B"), readable(""), readable("None"), readable("?")
     (True, True, True, False, False, False)
     """
+    if GOAL.fullmatch(answer):
+        return True
     text = without_unit(spelled(answer))
     if not text or _words(text) in MISSING:
         return False
