@@ -8,6 +8,7 @@ a flag are lines of their own, with the flag in the name.
 Writes into --out: curves.png, curves.csv (exactly what is drawn), curves.txt (the caption).
 
     python -m analysis.curves runs/dr_grpo runs/dagrpo
+    python -m analysis.curves runs/dagrpo --watch                     draws again as the run goes on
     python -m analysis.curves --from-csv runs/figures/curves.csv      redraws the PNG, without the runs
 """
 

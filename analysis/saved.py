@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from analysis.run_folders import SavedRun, read_runs
 from harness.console import Parser, fail, first_line
 
 T = TypeVar("T")
+WATCH = 10  # seconds between two drawings of a run that goes on
 
 
 def write_rows(rows: pd.DataFrame | list[Any], path: Path) -> None:
@@ -85,14 +87,25 @@ def draw_runs(
     redraw: Callable[[Path, Path], None],
     default_out: str,
 ) -> None:
-    """The command line of a figure over run folders."""
-    parser = Parser(prog=f"python -m analysis.{name}", description=about)
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders of train.py")
-    parser.add_argument("--smooth", type=int, default=10, metavar="N", help="steps of the running mean; 1: none")
+    """The command line of a figure over run folders; with --watch it is drawn again and again, until Ctrl-C."""
 
     def check(args: Namespace) -> tuple[list[SavedRun], int]:
         if args.smooth < 1:
             fail(f"--smooth must be at least 1, not {args.smooth} (1: no smoothing)")
-        return read_runs(map(Path, args.runs)), args.smooth
+        runs = read_runs(map(Path, args.runs))
+        going_on.append(args.watch and any(run.metrics.index.max() < run.config["steps"] for run in runs))
+        return runs, args.smooth
 
-    draw_figure(parser, argv, check, lambda asked, path: measure(*asked, path), redraw, default_out, instead="runs")
+    going_on = [True]
+    while going_on[-1]:
+        parser = Parser(prog=f"python -m analysis.{name}", description=about)
+        parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders of train.py")
+        parser.add_argument("--smooth", type=int, default=10, metavar="N", help="steps of the running mean; 1: none")
+        parser.add_argument("--watch", action="store_true", help="draw again every 10 s until the runs have ended")
+        going_on.append(False)  # --from-csv: once
+        draw_figure(parser, argv, check, lambda asked, path: measure(*asked, path), redraw, default_out, instead="runs")
+        if going_on[-1]:
+            try:
+                time.sleep(WATCH)
+            except KeyboardInterrupt:
+                return

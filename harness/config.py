@@ -179,6 +179,7 @@ class Saving:
     keep: int = flag(1, "checkpoints that stay, the latest included", "N")
     log_rollouts_every: int = flag(1, "thins rollouts.jsonl", "K")
     show_every: int = flag(25, "print two groups; 0: never", "K")
+    report: Literal["tensorboard", "wandb"] | None = flag(None, "curves while it runs; needs requirements-extra.txt")
 
 
 GROUPS = (Target, Start, Problems, GroupShape, Mask, Anchors, Loss, Optimiser, Saving)

@@ -37,6 +37,7 @@ from harness.files import aside
 
 FILES = ("config.json", "metrics.csv", "rollouts.jsonl", "nonfinite.jsonl")
 FOLDERS = ("checkpoint", "checkpoint.new", "checkpoint.old", "checkpoint.partial")
+BOARDS = ("tensorboard", "wandb")
 
 # columns of metrics.csv that depend on the machine: two runs with equal flags differ in nothing else
 MACHINE = ("rollout_seconds", "train_seconds", "judge_seconds", "memory_mb", "open_files", "threads")
@@ -44,7 +45,16 @@ MACHINE = ("rollout_seconds", "train_seconds", "judge_seconds", "memory_mb", "op
 
 # flags that a resumed run may change: they change neither weights nor figures
 FREE = {"out", "steps", "resume", "overwrite", "preset", "keep", "save_every", "log_rollouts_every"}
-FREE |= {"show_every", "judge_url", "judge_concurrency", "judge_cache", "judge_timeout", "judge_tokens", "judge_json"}
+FREE |= {
+    "show_every",
+    "report",
+    "judge_url",
+    "judge_concurrency",
+    "judge_cache",
+    "judge_timeout",
+    "judge_tokens",
+    "judge_json",
+}
 
 
 @contextmanager
@@ -87,7 +97,7 @@ def clear(out: Path) -> None:
     """Removes a former run's files from `out`, and nothing else that may be there."""
     for name in FILES:
         (out / name).unlink(missing_ok=True)
-    for name in FOLDERS:
+    for name in (*FOLDERS, *BOARDS):
         shutil.rmtree(out / name, ignore_errors=True)
     for folder in kept(out):
         shutil.rmtree(folder, ignore_errors=True)

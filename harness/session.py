@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from harness import checkpoint, runfolder
+from harness.boards import board
 from harness.config import Config
 from harness.console import fail, first_line, progress
 from harness.prepare import Task
@@ -60,6 +61,7 @@ class Session:
         config = self.config
         self.run, self.task = run, task
         self.begin_folder()
+        self.report = self.around.enter_context(board(config.report, self.out, asdict(config), run.step))
         for number in (signal.SIGINT, signal.SIGTERM):
             self.around.callback(signal.signal, number, signal.signal(number, self.on_signal))
         steps = range(run.step, config.steps)
@@ -100,6 +102,7 @@ class Session:
             cost = self.task.judged.take()
             row |= {"judge_saved": int(groups.scores.isnan().sum()) - cost["judge_failures"], **cost}
         runfolder.append_metrics(self.out, row)
+        self.report(row)
         if run.step % config.log_rollouts_every == 0:
             runfolder.append_rollouts(self.out, records(groups, run.step))
         if row["skipped_updates"]:

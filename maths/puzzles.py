@@ -43,8 +43,8 @@ def solves(expression: str, goal: str) -> bool:
     It may say what it is worth. Raises ValueError if the goal is none.
 
     >>> goal = "17 from 4, 6, 7"
-    >>> solves("4 + 6 + 7", goal), solves(r"(4+6) \cdot 1 + 7", goal), solves("7 + 6 + 4 = 17", goal), solves("17", goal)
-    (True, False, True, False)
+    >>> [solves(text, goal) for text in ("4 + 6 + 7", r"(4+6) \cdot 1 + 7", "7 + 6 + 4 = 17", "17")]
+    [True, False, True, False]
     """
     match = GOAL.fullmatch(goal)
     if not match:
@@ -138,7 +138,7 @@ KINDS: dict[str, Callable[[random.Random, int, int], dict[str, str]]] = {"countd
 
 
 def rows(kind: str, sizes: list[int], count: int, split: str, seed: int = 0, largest: int = 20) -> list[dict[str, str]]:
-    """`count` different problems in all, the sizes in turn, all of one split. Raises ValueError if there are too few."""
+    """`count` different problems, as many of each size, all of one split. Raises ValueError if there are too few."""
     made: dict[str, dict[str, str]] = {}
     per_size = [count // len(sizes) + (i < count % len(sizes)) for i in range(len(sizes))]
     for size, wanted in zip(sizes, per_size, strict=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import curves, run_folders, stats, table
+from analysis import curves, run_folders, saved, stats, table
 from analysis.curves import PANELS, CurvePoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -369,3 +369,25 @@ def test_help_says_what_it_does_and_nothing_of_torch_is_loaded(module):
     watch = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
     done = subprocess.run([sys.executable, "-c", watch], cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0 and "RUN" in done.stdout and done.stdout.endswith("False\n")
+
+
+def test_watch_draws_again_until_the_runs_have_ended(tmp_path, monkeypatch, capsys):
+    run = make_run(tmp_path / "run", steps=4)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"steps": 6}))
+    slept = []
+
+    def time_goes_on(seconds):
+        slept.append(seconds)
+        with (run / "metrics.csv").open("a") as file:
+            file.write(f"{4 + len(slept)},0.5,1,1,1,1,1,1,1\n")
+
+    monkeypatch.setattr(saved.time, "sleep", time_goes_on)
+    curves.main([str(run), "--watch", "--out", str(tmp_path / "figures")])
+    assert slept == [10, 10]
+    assert capsys.readouterr().out.count("written:") == 3
+    assert curves.read_csv(tmp_path / "figures" / "curves.csv")["step"].max() == 6
+
+
+def test_watch_ends_with_a_line_where_there_is_no_run(tmp_path, capsys):
+    assert "is not a run folder" in one_error(capsys, curves.main, tmp_path / "nothing", "--watch")
