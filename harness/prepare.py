@@ -17,6 +17,7 @@ import tasks
 from anchors import Anchor, prepare_anchors
 from harness.config import Config
 from harness.console import fail
+from harness.sizes import forecast
 from harness.trial import try_out
 from harness.warm_start import find_start, find_tokenizer
 from judges.endpoint import Endpoint
@@ -88,6 +89,9 @@ def load_task(
     """
     tokenizer = Policy(None, find_tokenizer(config.init_from or config.model, config.trust_remote_code))
     problems = load_problems(config)
+    if begin := config.init_from or config.model:
+        tokens = max(len(tokenizer.encode_prompt(problem.question)) for problem in problems[:100])
+        print(forecast(config, find_start(begin), tokens), end="", file=sys.stderr)
     anchors, fates = [None] * len(problems), Counter()
     if config.recipe.anchors:
         shown = demonstrate(problems) if demonstrate else problems

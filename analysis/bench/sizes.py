@@ -1,27 +1,7 @@
-"""Memory and time of a training step by model size and length, computed from the formula below.
+"""The formula of harness/sizes.py held against measurements: memory and time of a training step by model and length.
 
-W weights, of which U are trained: all, or LoRA's on a frozen base of 2 bytes a weight; a bytes an activation, 4 in
-fp32, 2 in bf16; N rows of P + T tokens; micro-batches of M tokens; L layers of width d, of which an MLP has f and keys
-and values k each.
-
-    weights      4 U, and 2 W where the base is frozen; on a GPU 2 U more, what autocast rounds them to
-    training     12 U             fp32 gradients and Adam's two moments
-    activations  a M (10 d + 2 k + 5 f) L, kept for the backward pass; with gradient checkpointing a M d L, and the
-                 first for one layer
-    prompts      2 a k L (P + T) M / T, the keys and values of the rows of a micro-batch
-    logits       4 * 4 * 2^26     logits, log-probs and gradients of both, in fp32, of fast/learning.py; or of M
-                                  tokens, where these have fewer
-    cache        2 a k L N (P + T) while sampling; not at the same time as activations, prompts and logits
-    rest         0.6 GB           the program and its libraries
-
-    learner      2 F (1 + b) (B P + N T) / rate of operations; F = W without embeddings looked up, b = 2 where weights
-                 have gradients, 1 with LoRA; 2 F more for the second forward pass of checkpointing
-    sampling     prompts, 2 F B P / rate; then T tokens, each `a_layer` L, which many small kernels take, and the longer
-                 of 2 F N / rate and (the base's bytes and half of the cache) / bandwidth
-
-The table's first numbers are computed, the second ones measured on a GPU. Below it: what analysis.bench.growth
-has measured, over what the formula says of the same cases. It leaves out attention's own products, what an allocator
-holds back, and the second copy of the weights with which a large model samples on a CPU (fast/packed.py).
+In the table, the first numbers are computed and the second ones measured on a GPU. Below it: what analysis.bench.growth
+has measured on a CPU, over what the formula says of the same cases.
 
     python -m analysis.bench.sizes                   reads results/growth/growth.csv and results/bench/sizes_h200.json
     python -m analysis.bench.sizes --measure FILE    on a GPU: measures the lines that fit, with random weights
@@ -32,7 +12,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,65 +26,10 @@ from analysis.bench.sides import Case
 from analysis.bench.step import measure
 from analysis.saved import read_rows
 from analysis.stats import markdown
-from fast.learning import LOGITS_AT_ONCE
 from harness.console import Parser, fail, first_line
+from harness.sizes import GPU, Setting, Shape, memory, peak, seconds
 from harness.warm_start import build_tokenizer
 from policy import Policy, save_policy
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A Llama-like decoder: what its config.json says."""
-
-    vocabulary: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    mlp: int
-    tied: bool  # one matrix embeds tokens and makes logits
-    bias: bool = False  # of queries, keys and values
-
-    @property
-    def kv_width(self) -> int:
-        return self.kv_heads * self.width // self.heads
-
-    @property
-    def linear(self) -> int:
-        """Weights of the layers' matrices."""
-        return self.layers * (2 * self.width * self.width + 2 * self.width * self.kv_width + 3 * self.width * self.mlp)
-
-    @property
-    def weights(self) -> int:
-        """All parameters."""
-        norms = (2 * self.layers + 1) * self.width
-        biases = self.layers * (self.width + 2 * self.kv_width) * self.bias
-        return self.linear + norms + biases + (1 if self.tied else 2) * self.vocabulary * self.width
-
-    def lora(self, rank: int) -> int:
-        """Parameters of LoRA on every linear layer: rank * (inputs + outputs) each."""
-        sides = 2 * self.width + 2 * self.width + 2 * (self.width + self.kv_width) + 3 * (self.width + self.mlp)
-        return self.layers * rank * sides
-
-
-@dataclass(frozen=True)
-class Machine:
-    flop: float  # a second that large products reach
-    bandwidth: float  # bytes a second
-    a_layer: float  # seconds that small kernels take in a layer of a decoding step
-    activation_bytes: int
-
-
-@dataclass(frozen=True)
-class Setting:
-    prompts: int  # B
-    group_size: int  # G
-    prompt_tokens: int  # P
-    new_tokens: int  # T
-    micro_batch_tokens: int  # M
-    lora_rank: int = 0
-    checkpointing: bool = False
-
 
 SHAPES = {
     "built-in": Shape(19, 128, 4, 4, 4, 288, tied=False),
@@ -113,9 +38,6 @@ SHAPES = {
     "Qwen2.5-1.5B": Shape(151936, 1536, 28, 12, 2, 8960, tied=True, bias=True),
     "Qwen2.5-Math-7B": Shape(152064, 3584, 28, 28, 4, 18944, tied=False, bias=True),
 }
-# One number each for all models, from what the lines below took on an H200 (MEASURED): 27 % of 989e12 bf16 operations a
-# second on paper, half of the bytes a second that summing an array reaches, and the smallest model's time a layer.
-GPU = Machine(0.27 * 989e12, 2e12, 0.0002, 2)
 MEASURED = "results/bench/sizes_h200.json"
 ON_GPU = [
     ("Qwen2.5-0.5B", Setting(16, 8, 256, 512, 16384)),
@@ -124,43 +46,6 @@ ON_GPU = [
     ("Qwen2.5-Math-7B", Setting(16, 8, 512, 4096, 16384, lora_rank=64, checkpointing=True)),
     ("Qwen2.5-Math-7B", Setting(64, 8, 512, 4096, 16384, lora_rank=64, checkpointing=True)),
 ]
-
-
-def memory(shape: Shape, s: Setting, activation_bytes: int) -> dict[str, float]:
-    """Bytes by part, of the formula above."""
-    a, trained = activation_bytes, shape.lora(s.lora_rank) if s.lora_rank else shape.weights
-    frozen = 2 * shape.weights if s.lora_rank else 0
-    kept = 10 * shape.width + 2 * shape.kv_width + 5 * shape.mlp  # numbers a token and layer
-    layers = (shape.width * shape.layers + kept) if s.checkpointing else kept * shape.layers
-    keys = 2 * a * shape.kv_width * shape.layers * (s.prompt_tokens + s.new_tokens)  # bytes a row
-    return {
-        "weights": frozen + (4 if a == 4 else 4 + a) * trained,  # not fp32: autocast's copy
-        "training": 12 * trained,
-        "activations": a * s.micro_batch_tokens * layers,
-        "prompts": keys * s.micro_batch_tokens / s.new_tokens,
-        "logits": 4 * 4 * min(LOGITS_AT_ONCE, s.micro_batch_tokens * shape.vocabulary),
-        "cache": keys * s.prompts * s.group_size,
-        "rest": 0.6e9,
-    }
-
-
-def peak(parts: dict[str, float]) -> float:
-    """Sampling and learning do not need their memory at the same time."""
-    learner = parts["activations"] + parts["prompts"] + parts["logits"]
-    return parts["weights"] + parts["training"] + parts["rest"] + max(learner, parts["cache"])
-
-
-def seconds(shape: Shape, s: Setting, machine: Machine) -> dict[str, float]:
-    """Of sampling and of the learner, all rows with signal and of full length."""
-    F, rows = shape.linear + shape.vocabulary * shape.width, s.prompts * s.group_size
-    tokens = s.prompts * s.prompt_tokens + rows * s.new_tokens
-    passes = 1 + (1 if s.lora_rank else 2) + s.checkpointing
-    weight_bytes = (2 if s.lora_rank else machine.activation_bytes) * shape.weights  # as autocast rounds them
-    cache = memory(shape, s, machine.activation_bytes)["cache"] / 2  # half full, on average
-    large = max(2 * F * rows / machine.flop, (weight_bytes + cache) / machine.bandwidth)
-    a_token = machine.a_layer * shape.layers + large
-    sampling = 2 * F * s.prompts * s.prompt_tokens / machine.flop + s.new_tokens * a_token
-    return {"sampling": sampling, "learner": 2 * F * passes * tokens / machine.flop}
 
 
 def measured(name: str, s: Setting, found: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -12,8 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from analysis.bench import sides, sizes
 from analysis.bench.growth import GrowthPoint
-from analysis.bench.sizes import SHAPES, Machine, Setting, Shape
+from analysis.bench.sizes import SHAPES
 from analysis.saved import write_rows
+from harness.sizes import Machine, Setting, Shape
 from harness.warm_start import WarmStart, build_model, build_tokenizer
 from policy import load_policy
 

@@ -1,0 +1,186 @@
+"""What a training step takes, memory and time, computed from a model's shape by the formula below.
+
+W weights, of which U are trained: all, or LoRA's on a frozen base of 2 bytes a weight; a bytes an activation, 4 in
+fp32, 2 in bf16; N rows of P + T tokens; micro-batches of M tokens; L layers of width d, of which an MLP has f and keys
+and values k each.
+
+    weights      4 U, and 2 W where the base is frozen; on a GPU 2 U more, what autocast rounds them to
+    training     12 U             fp32 gradients and Adam's two moments
+    activations  a M (10 d + 2 k + 5 f) L, kept for the backward pass; with gradient checkpointing a M d L, and the
+                 first for one layer
+    prompts      2 a k L (P + T) M / T, the keys and values of the rows of a micro-batch
+    logits       4 * 4 * 2^26     logits, log-probs and gradients of both, in fp32, of fast/learning.py; or of M
+                                  tokens, where these have fewer
+    cache        2 a k L N (P + T) while sampling; not at the same time as activations, prompts and logits
+    rest         0.6 GB           the program and its libraries
+
+    learner      2 F (1 + b) (B P + N T) / rate of operations; F = W without embeddings looked up, b = 2 where weights
+                 have gradients, 1 with LoRA; 2 F more for the second forward pass of checkpointing
+    sampling     prompts, 2 F B P / rate; then T tokens, each `a_layer` L, which many small kernels take, and the longer
+                 of 2 F N / rate and (the base's bytes and half of the cache) / bandwidth
+
+It leaves out attention's own products, what an allocator holds back, and the second copy of the weights with which a
+large model samples on a CPU (fast/packed.py). `python -m analysis.bench.sizes` holds it against measurements.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from fast.learning import LOGITS_AT_ONCE
+from harness.config import Config
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama-like decoder: what its config.json says."""
+
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    tied: bool  # one matrix embeds tokens and makes logits
+    bias: bool = False  # of queries, keys and values
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.width // self.heads
+
+    @property
+    def linear(self) -> int:
+        """Weights of the layers' matrices."""
+        return self.layers * (2 * self.width * self.width + 2 * self.width * self.kv_width + 3 * self.width * self.mlp)
+
+    @property
+    def weights(self) -> int:
+        """All parameters."""
+        norms = (2 * self.layers + 1) * self.width
+        biases = self.layers * (self.width + 2 * self.kv_width) * self.bias
+        return self.linear + norms + biases + (1 if self.tied else 2) * self.vocabulary * self.width
+
+    def lora(self, rank: int) -> int:
+        """Parameters of LoRA on every linear layer: rank * (inputs + outputs) each."""
+        sides = 2 * self.width + 2 * self.width + 2 * (self.width + self.kv_width) + 3 * (self.width + self.mlp)
+        return self.layers * rank * sides
+
+
+@dataclass(frozen=True)
+class Machine:
+    flop: float  # a second that large products reach
+    bandwidth: float  # bytes a second
+    a_layer: float  # seconds that small kernels take in a layer of a decoding step
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    prompts: int  # B
+    group_size: int  # G
+    prompt_tokens: int  # P
+    new_tokens: int  # T
+    micro_batch_tokens: int  # M
+    lora_rank: int = 0
+    checkpointing: bool = False
+
+
+# One number each for all models, from what the lines below took on an H200 (MEASURED): 27 % of 989e12 bf16 operations a
+# second on paper, half of the bytes a second that summing an array reaches, and the smallest model's time a layer.
+SMALL = 10_000_000  # weights, of which nobody needs a forecast
+GPU = Machine(0.27 * 989e12, 2e12, 0.0002, 2)
+
+
+def memory(shape: Shape, s: Setting, activation_bytes: int) -> dict[str, float]:
+    """Bytes by part, of the formula above."""
+    a, trained = activation_bytes, shape.lora(s.lora_rank) if s.lora_rank else shape.weights
+    frozen = 2 * shape.weights if s.lora_rank else 0
+    kept = 10 * shape.width + 2 * shape.kv_width + 5 * shape.mlp  # numbers a token and layer
+    layers = (shape.width * shape.layers + kept) if s.checkpointing else kept * shape.layers
+    keys = 2 * a * shape.kv_width * shape.layers * (s.prompt_tokens + s.new_tokens)  # bytes a row
+    return {
+        "weights": frozen + (4 if a == 4 else 4 + a) * trained,  # not fp32: autocast's copy
+        "training": 12 * trained,
+        "activations": a * s.micro_batch_tokens * layers,
+        "prompts": keys * s.micro_batch_tokens / s.new_tokens,
+        "logits": 4 * 4 * min(LOGITS_AT_ONCE, s.micro_batch_tokens * shape.vocabulary),
+        "cache": keys * s.prompts * s.group_size,
+        "rest": 0.6e9,
+    }
+
+
+def peak(parts: dict[str, float]) -> float:
+    """Sampling and learning do not need their memory at the same time."""
+    learner = parts["activations"] + parts["prompts"] + parts["logits"]
+    return parts["weights"] + parts["training"] + parts["rest"] + max(learner, parts["cache"])
+
+
+def seconds(shape: Shape, s: Setting, machine: Machine) -> dict[str, float]:
+    """Of sampling and of the learner, all rows with signal and of full length."""
+    F, rows = shape.linear + shape.vocabulary * shape.width, s.prompts * s.group_size
+    tokens = s.prompts * s.prompt_tokens + rows * s.new_tokens
+    passes = 1 + (1 if s.lora_rank else 2) + s.checkpointing
+    weight_bytes = (2 if s.lora_rank else machine.activation_bytes) * shape.weights  # as autocast rounds them
+    cache = memory(shape, s, machine.activation_bytes)["cache"] / 2  # half full, on average
+    large = max(2 * F * rows / machine.flop, (weight_bytes + cache) / machine.bandwidth)
+    a_token = machine.a_layer * shape.layers + large
+    sampling = 2 * F * s.prompts * s.prompt_tokens / machine.flop + s.new_tokens * a_token
+    return {"sampling": sampling, "learner": 2 * F * passes * tokens / machine.flop}
+
+
+# ---------------------------------------------------------------------------------------- before a run starts
+
+
+def shape_of(described: Any) -> Shape | None:
+    """The shape that a model's config.json describes; None if its sizes have other names there."""
+    text = described.get_text_config()
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    found = [getattr(text, name, None) for name in names]
+    if not all(isinstance(number, int) for number in found):
+        return None
+    vocabulary, width, layers, heads, mlp = found
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    return Shape(vocabulary, width, layers, heads, kv_heads, mlp, bool(getattr(text, "tie_word_embeddings", False)))
+
+
+def this_cpu() -> Machine:
+    """Half of the rate that one large product reaches, measured in a moment; the rest as two cores ordinarily have."""
+    a, took = torch.rand(1024, 1024), []
+    for _ in range(5):
+        begin = time.perf_counter()
+        a @ a
+        took.append(time.perf_counter() - begin)
+    return Machine(0.5 * 2 * 1024**3 / min(took), 1e10, 0.0005, 4)
+
+
+def forecast(config: Config, name: str, prompt_tokens: int) -> str:
+    """A line about a run of the model `name`: what it will take, before its weights are loaded.
+
+    "" of a model whose shape is not known, or so small that there is nothing to say.
+
+    Prompts of `prompt_tokens` tokens, and responses of full length, all with a signal: a step seldom takes as long.
+    """
+    try:
+        shape = shape_of(AutoConfig.from_pretrained(name, trust_remote_code=config.trust_remote_code))
+    except (OSError, ValueError):  # an adapter, or nothing that can be loaded: who loads it says so
+        return ""
+    if shape is None or shape.weights < SMALL:
+        return ""
+    machine, where = (GPU, "an H200") if torch.cuda.is_available() else (this_cpu(), "this CPU")
+    B, G, T = config.batch_prompts, config.group_size if config.recipe.rollouts else 1, config.max_new_tokens
+    tokens = min(config.micro_batch_tokens, B * (prompt_tokens + G * T))
+    setting = Setting(B, G, prompt_tokens, T, tokens, config.lora_rank, config.gradient_checkpointing)
+    took = seconds(shape, setting, machine)
+    step = took["learner"] + (took["sampling"] if config.recipe.rollouts else 0)
+    trained = shape.lora(config.lora_rank) if config.lora_rank else shape.weights
+    gb = peak(memory(shape, setting, machine.activation_bytes)) / 1e9
+    return (
+        f"{name}: {shape.weights / 1e6:,.0f} M weights. About (harness/sizes.py): {gb:.1f} GB of memory; {step:,.1f} s "
+        f"a step on {where}, {step * config.steps / 60:,.0f} min in all; at most {B * G * T:,} tokens of responses a "
+        f"step; {12 * trained / 1e9:.1f} GB a checkpoint\n"
+    )
