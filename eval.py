@@ -16,7 +16,7 @@ does (Section 6): temperature 0.6, top-p 1, at most 8,192 tokens; avg@32 on the 
     aime24 aime25 amc math500 minerva olympiadbench        mathematics, as in training
     arc_c gpqa_diamond mmlu_pro                            multiple choice, out of distribution
 Each response goes into a file next to --out; a stopped evaluation goes on where it was (harness/responses.py). Any
-other file NAME in --benchmark-dir is asked like these, once.
+other file NAME in --benchmark-dir is asked like these, once. With --k 0 all are asked greedily.
 
     python eval.py --model runs/dagrpo
     python eval.py --benchmarks test --limit 50 --k 0       the warm start, greedily: ten seconds
@@ -75,7 +75,7 @@ class LevelResult:
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """Of a whole benchmark that is not built in: k sampled responses to each problem."""
+    """Of a whole benchmark that is not built in: k sampled responses to each problem; k = 0: one, greedily."""
 
     problems: int
     k: int
@@ -140,9 +140,9 @@ def evaluate_sampled(
         print("stopped; the same command goes on after the last whole batch" if kept else "stopped", file=sys.stderr)
         sys.exit(130)
     n, k = found.right.shape
-    powers = [2**i for i in range(k.bit_length()) if 2**i < k]
-    pass_at_j = {j: pass_at(found.right, j) for j in [*powers, k]}
-    return BenchmarkResult(n, k, summarise(found.right, found.tokens, found.ended), pass_at_j, found.too_long)
+    pass_at_j = {j: pass_at(found.right, j) for j in [*(2**i for i in range(k.bit_length()) if 2**i < k), k]}
+    answers = summarise(found.right, found.tokens, found.ended)
+    return BenchmarkResult(n, settings["k"], answers, pass_at_j, found.too_long)
 
 
 # ----------------------------------------------------------------------------------- from right and wrong to numbers
@@ -218,14 +218,14 @@ def table(results: dict[str, list[LevelResult]], k: int) -> str:
 def table_sampled(results: dict[str, BenchmarkResult]) -> str:
     """What is printed of benchmarks that are not built in: a line each."""
     head = f"{'avg@k = pass@1 [95 %]':>22s} {'tokens':>7s} {'ended':>6s}"
-    lines = [f"{'benchmark':14s} {'problems':>8s} {'k':>3s}   {head}   pass@j"]
+    lines = [f"{'benchmark':14s} {'problems':>8s} {'k':>6s}   {head}   pass@j"]
     for name, result in results.items():
         part = result.sampled
         share = f"{part.accuracy:.3f} [{part.low:.2f}, {part.high:.2f}]"
         cells = f"{share:>22s} {part.length:7.1f} {100 * part.ended:5.0f}%"
         more = "  ".join(f"{j}: {chance:.3f}" for j, chance in result.pass_at.items() if j > 1)
         long = f"  ({result.too_long} too long for the model's context, counted as wrong)" if result.too_long else ""
-        lines.append(f"{name:14s} {result.problems:8d} {result.k:3d}   {cells}   {more or '-'}{long}")
+        lines.append(f"{name:14s} {result.problems:8d} {result.k or 'greedy':>6}   {cells}   {more or '-'}{long}")
     return "\n".join(lines)
 
 

@@ -33,7 +33,7 @@ class Settings:
     levels: str | None = flag(None, "of the built-in task [all]; those out of distribution are asked anyway", "L,..")
     per_level: int | None = flag(None, "built-in: problems a level [100; 50 of validation]", "N")
     limit: int | None = flag(None, "at most N problems of a benchmark, evenly from all", "N")
-    k: int | None = flag(None, "sampled responses per problem [4, the paper's 32 or 1]", "N")
+    k: int | None = flag(None, "sampled responses per problem; 0: greedily alone [4, the paper's 32 or 1]", "N")
     temperature: float | None = flag(None, "of sampling [1, the paper's 0.6]", "T")
     max_new_tokens: int | None = flag(None, "longest response [64, the paper's 8192]", "T")
     batch: int | None = flag(None, "responses generated at a time [256, and 32]", "N")
@@ -104,8 +104,6 @@ def check(settings: Settings) -> dict[str, tuple[list[Problem], int]]:
     for name in asked:
         if name not in known and (not settings.benchmark_dir or not name or Path(name).name != name):
             fail(f"--benchmarks: there is no {name!r}; choose from {', '.join(known)}")
-        if settings.k == 0 and name not in benchmarks.BUILT_IN:
-            fail(f"--k 0: {name} supports sampling only: use --k 1 or more")
         how = settings.protocol(name)
         check_memory(max(how["batch"], how["k"]), how["max_new_tokens"], "--batch, --k, --max-new-tokens")
     return {name: load_problems(settings, name) for name in asked}

@@ -50,13 +50,15 @@ def collect(
     overwrite: bool = False,
     sampling: ModuleType = fast,
 ) -> Collected:
-    """`settings["k"]` responses to every problem; those that `path` holds already are not sampled again.
+    """`settings["k"]` responses to every problem, or for 0 the greedy one; what `path` holds is not sampled again.
 
     `sampling` is fast or rollout. `settings` has benchmark, k, temperature, max_new_tokens, batch and seed, and
     whatever else must not change between two calls. Ends the program with one line if `path` holds responses of other
     settings, unless `overwrite`, which replaces them. Torch's random state is left as it was.
     """
-    name, k, batch, longest = (settings[key] for key in ("benchmark", "k", "batch", "max_new_tokens"))
+    name, batch, longest = (settings[key] for key in ("benchmark", "batch", "max_new_tokens"))
+    k, greedy = settings["k"] or 1, settings["k"] == 0
+    bar = f"{name} greedy" if greedy else f"{name} avg@{k}"
     lengths = [len(policy.encode_prompt(problem.question)) for problem in problems]  # n
     order = sorted((i for i, length in enumerate(lengths) if length < policy.window), key=lambda i: lengths[i])
     units = [(i, number) for i in order for number in range(k)]
@@ -64,11 +66,11 @@ def collect(
     if order and lengths[order[-1]] + longest > policy.window:
         print(f"{name}: responses are cut where the model's context of {policy.window:,} tokens ends", file=sys.stderr)
     with torch.random.fork_rng():
-        for start in progress(range(len(records), len(units), batch), desc=f"{name} avg@{k}", unit="batch"):
+        for start in progress(range(len(records), len(units), batch), desc=bar, unit="batch"):
             some = units[start : start + batch]
             torch.manual_seed(seed_of(settings["seed"], name, some[0]))
             room = policy.window - max(lengths[i] for i, _ in some)
-            new = sample(sampling, policy, problems, some, min(longest, room), settings["temperature"])
+            new = sample(sampling, policy, problems, some, min(longest, room), settings["temperature"], greedy)
             new = [{"benchmark": name, **record} for record in new]
             if path:
                 append(path, new)
@@ -88,11 +90,12 @@ def sample(
     units: list[Unit],
     max_new_tokens: int,
     temperature: float,
+    greedy: bool,
 ) -> list[dict[str, Any]]:
     """One response to each unit's problem, as lines of the file. Units of one problem are neighbours."""
     counts = Counter(i for i, _ in units)  # in the order of the units
     some = [problems[i] for i in counts]
-    rollouts = sampling.sample_groups(policy, some, list(counts.values()), max_new_tokens, temperature)
+    rollouts = sampling.sample_groups(policy, some, list(counts.values()), max_new_tokens, temperature, greedy)
     return [
         {
             "index": i,

@@ -197,6 +197,19 @@ def test_the_papers_protocol_is_the_default_and_built_in_benchmarks_keep_theirs(
     assert table.read_eval(out).max_new_tokens == 64
 
 
+def test_k_0_asks_other_benchmarks_greedily_once(tiny_folder, folder, asked, tmp_path, capsys):
+    out = tmp_path / "x.json"
+    flags = ["--benchmarks", "aime24,mine", "--benchmark-dir", folder, "--k", 0, "--out", out]
+    run("--model", tiny_folder, *flags)
+    assert all(greedy for *_, greedy in asked) and sum(sum(counts) for _, counts, *_ in asked) == 3 + 2
+    assert capsys.readouterr().out.count(" greedy ") == 2
+    found = json.loads(out.read_text())["benchmarks"]["aime24"]
+    assert found["k"] == found["settings"]["k"] == 0 and found["pass_at"].keys() == {"1"}
+    again = len(asked)
+    run("--model", tiny_folder, *flags)
+    assert len(asked) == again, "what was asked is kept"
+
+
 def test_flags_overrule_the_protocol(tiny_folder, folder, asked):
     flags = ("--k", 3, "--temperature", 0.9, "--max-new-tokens", 6, "--batch", 4, "--instruction", DIGITS)
     run("--model", tiny_folder, "--benchmarks", "aime24", "--benchmark-dir", folder, *flags)
