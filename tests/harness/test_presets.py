@@ -3,22 +3,16 @@
 import json
 
 import pytest
-import torch
+from byte_model import byte_model
 from helpers import metrics
 from judge_server import Reply, grades, response_part
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 import eval as evaluation
 import train
 from harness import sizes
 from harness.config import PRESETS, parse, preset_flags
-from policy import Policy, save_policy
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 KIND = {"smollm2": LlamaConfig, "qwen": Qwen2Config, "paper": Qwen2Config}
 GSM8K = [
     {"question": f"{n} eggs and {n} more?", "answer": f"{n}+{n}=<<{n}+{n}={2 * n}>>{2 * n}\n#### {2 * n}"}
@@ -35,31 +29,12 @@ OPENR1 = [
 SMALLER = {"--steps": 2, "--batch-prompts": 2, "--group-size": 4, "--max-new-tokens": 64}
 
 
-def model_of(name, folder):
-    """Of the preset's architecture, at a thousandth of its size: a token a byte, chat marks, a template."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
-    tokenizer.chat_template = CHATML
-    config = KIND[name](
-        vocab_size=len(tokenizer) + 5, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, max_position_embeddings=512,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    save_policy(Policy(AutoModelForCausalLM.from_config(config), tokenizer), folder)
-    return folder
-
-
 def flags_of(name, tmp_path, **others):
     """The preset's own, with what is not here (model, data, judge) and what is too large in a small form."""
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(map(json.dumps, OPENR1 if name == "paper" else GSM8K)))
-    given = (
-        SMALLER | {"--model": model_of(name, tmp_path / "model"), "--data": path, "--out": tmp_path / "run"} | others
-    )
+    ours = {"--model": byte_model(KIND[name], tmp_path / "model"), "--data": path, "--out": tmp_path / "run"}
+    given = SMALLER | ours | others
     return ["--preset", name, *(str(word) for pair in given.items() for word in pair)]
 
 
@@ -94,7 +69,7 @@ def test_there_is_no_other_preset_to_try():
 def test_the_forecast_is_the_formula_on_the_models_own_shape(tmp_path, monkeypatch):
     monkeypatch.setattr(sizes, "SMALL", 0)
     monkeypatch.setattr(sizes, "this_cpu", lambda: sizes.Machine(1e6, 1e12, 0.0, 4))
-    folder = model_of("qwen", tmp_path / "model")
+    folder = byte_model(KIND["qwen"], tmp_path / "model")
     config = parse(flags_of("qwen", tmp_path))
     described = AutoModelForCausalLM.from_pretrained(folder)
     shape = sizes.shape_of(described.config)
