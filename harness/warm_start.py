@@ -5,6 +5,12 @@ LlamaForCausalLM, so that nothing downstream knows the difference) over characte
 a mixture of worked and bare answers, stops while it is still often wrong, and keeps the result in a cache folder. That
 is where every method begins. The method `sft` of train.py is something else: SFT on the demonstrations that goes on
 from here.
+
+Those of seed 0 in the worlds of SHIPPED_WORLDS come with the project, as bf16 weights in harness/starts, so that all
+machines begin from the same numbers and nobody waits. Others are trained when they are first needed.
+
+    python -m harness.warm_start --world guess --seed 1    trains one, and says where it is
+    python -m harness.warm_start --ship                    trains those of harness/starts again
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -30,10 +37,12 @@ from transformers import (
 )
 
 import tasks
-from harness.console import progress
+from harness.console import Parser, progress
 from policy import Policy, load_tokenizer, resolve_model, save_policy
 
 CACHE = Path(__file__).resolve().parents[1] / "runs" / "warm_start"
+SHIPPED = Path(__file__).with_name("starts")
+SHIPPED_WORLDS = ("plain", "guess")
 CHARACTERS = "0123456789+-=;#"
 
 
@@ -171,8 +180,31 @@ def warm_start_folder(settings: WarmStart, cache: Path = CACHE) -> Path:
     return cache / key
 
 
+def shipped_file(settings: WarmStart) -> Path:
+    """Where the weights of this warm start come with the project, if they do."""
+    return SHIPPED / f"{settings.world}-{warm_start_folder(settings).name}.safetensors"
+
+
+def shipped(settings: WarmStart) -> Policy | None:
+    """The warm start of these settings as it comes with the project; None if it does not."""
+    if not shipped_file(settings).exists():
+        return None
+    tokenizer = build_tokenizer()
+    policy = Policy(build_model(settings, tokenizer), tokenizer)
+    policy.model.load_state_dict(load_file(shipped_file(settings)))  # copied into fp32
+    return policy
+
+
+def ship(settings: WarmStart) -> Path:
+    """Trains the warm start and writes its weights in bf16: half of the size, and hardly another policy."""
+    SHIPPED.mkdir(exist_ok=True)
+    weights = train_warm_start(settings).model.state_dict()
+    save_file({name: x.bfloat16().contiguous() for name, x in weights.items()}, shipped_file(settings))
+    return shipped_file(settings)
+
+
 def warm_start(settings: WarmStart | None = None, cache: Path = CACHE) -> str:
-    """The folder of the warm start: trained now if it is not in the cache yet (same settings, same folder).
+    """The folder of the warm start: if it is not in the cache yet, what comes with the project, or trained now.
 
     Written aside and renamed, so that a killed run leaves no half model, and two runs at once do no harm.
     """
@@ -182,7 +214,7 @@ def warm_start(settings: WarmStart | None = None, cache: Path = CACHE) -> str:
         return str(folder)
     cache.mkdir(parents=True, exist_ok=True)
     state = torch.get_rng_state()  # a run must not depend on whether it found its warm start or made it
-    policy = train_warm_start(settings)
+    policy = shipped(settings) or train_warm_start(settings)
     torch.set_rng_state(state)
     with tempfile.TemporaryDirectory(dir=cache) as aside:
         made = Path(aside) / folder.name
@@ -204,3 +236,20 @@ def find_start(name: str | None, world: str = "plain") -> str:
 def find_tokenizer(name: str | None, trust: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of `find_start(name)`; does not train a warm start."""
     return build_tokenizer() if name in (None, "warm_start") else load_tokenizer(name, trust)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m harness.warm_start", description=__doc__)
+    parser.add_argument("--world", default="plain", choices=list(tasks.WORLDS), help="of tasks.WORLDS")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="initial weights, and what is seen when")
+    parser.add_argument("--ship", action="store_true", help=f"those of seed 0: {', '.join(SHIPPED_WORLDS)}")
+    args = parser.parse_args(argv)
+    for world in SHIPPED_WORLDS if args.ship else ():
+        print(f"written: {ship(of_world(world))}")
+    if not args.ship:
+        folder = warm_start(of_world(args.world, args.seed))
+        print(f"the warm start is in {folder}. Next: python eval.py --world {args.world} --model {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,7 @@ import torch
 from helpers import gradient
 
 import tasks
+from eval import evaluate
 from harness import warm_start as module
 from harness.warm_start import (
     WarmStart,
@@ -14,9 +15,11 @@ from harness.warm_start import (
     demonstration_backward,
     find_start,
     find_tokenizer,
+    of_world,
     warm_start,
     warm_start_batches,
 )
+from maths import benchmarks
 from policy import load_policy
 
 SMALL = WarmStart(steps=2, batch=4, width=16, layers=1, heads=1, mlp=16)
@@ -79,6 +82,39 @@ def test_the_warm_start_is_trained_once_per_setting_and_leaves_the_random_state_
     assert other != folder and sorted(map(str, tmp_path.iterdir())) == sorted([folder, other])
     monkeypatch.setattr(module, "train_warm_start", lambda settings: pytest.fail("trained a second time"))
     assert warm_start(SMALL, tmp_path) == folder
+
+
+def test_what_comes_with_the_project_is_not_trained_and_is_nearly_what_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SHIPPED", tmp_path / "starts")
+    assert module.shipped(SMALL) is None
+    trained = load_policy(warm_start(SMALL, tmp_path / "trained")).model.state_dict()
+    module.ship(SMALL)
+    monkeypatch.setattr(module, "train_warm_start", lambda settings: pytest.fail("trained"))
+    found = load_policy(warm_start(SMALL, tmp_path / "cache")).model.state_dict()
+    assert found.keys() == trained.keys()
+    for name, x in found.items():
+        assert x.dtype == torch.float32
+        torch.testing.assert_close(x, trained[name], rtol=2**-8, atol=1e-9)  # bf16 has 8 bits
+
+
+@pytest.mark.parametrize("world", module.SHIPPED_WORLDS)
+def test_the_shipped_weights_are_those_of_todays_settings(world):
+    """Who changes a world or the warm start has to run python -m harness.warm_start --ship."""
+    assert module.shipped_file(of_world(world)).exists()
+    assert len(list(module.SHIPPED.iterdir())) == len(module.SHIPPED_WORLDS)
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize("world", module.SHIPPED_WORLDS)
+def test_the_command_still_makes_an_equivalent_start(world):
+    """Another machine rounds otherwise and gets other weights: as good, level by level, within 0.2 of 100 problems."""
+    problems = benchmarks.built_in("test", world=world)
+    policies = module.shipped(of_world(world)), module.train_warm_start(of_world(world))
+    levels = [evaluate(policy, problems, 0, 1.0, 64, 256, seed=0) for policy in policies]
+    accuracy = torch.tensor([[level.greedy.accuracy for level in found] for found in levels])  # (2, levels)
+    lengths = torch.tensor([[level.greedy.length for level in found] for found in levels])
+    assert (accuracy[0] - accuracy[1]).abs().max() < 0.2 and (accuracy[0] - accuracy[1]).mean().abs() < 0.1
+    assert (lengths[0] - lengths[1]).abs().max() < 8
 
 
 def test_a_killed_warm_start_leaves_no_folder_that_looks_whole(tmp_path, monkeypatch):
