@@ -18,7 +18,7 @@ from harness.console import fail
 # flags that may differ between two runs which are one method with two seeds
 BOOKKEEPING = {"out", "seed", "steps", "resume", "overwrite", "save_every", "log_rollouts_every", "show_every"}
 BOOKKEEPING |= {"micro_batch_tokens", "recipe", "anchors", "problems", "python", "torch", "transformers", "threads"}
-BOOKKEEPING |= {"content", "init_from", "report"}  # the latter is part of the name already
+BOOKKEEPING |= {"content", "init_from", "report", "record_changes"}  # the latter is part of the name already
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from analysis.families import FAMILIES, cite
 from analysis.pushes import advantages, common_prefixes, pieces, runs_of, unmasked_pushes
 from analysis.run_folders import read_config, read_rollouts
 from dagrpo import METHODS, Recipe
-from harness.console import Parser, fail
+from harness.console import Parser, fail, progress
 from policy import load_tokenizer
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -116,9 +116,18 @@ def is_group(record: Any) -> bool:
             and all(map(is_number, numbers))
             and all(len(ids) == len(logp) > 0 and all(type(i) is int and i >= 0 for i in ids) for ids, logp in rows)
             and all(x is None or is_number(x) for logp in record["logp"] for x in logp)
+            and is_change(record.get("change"), record["tokens"])
         )
     except (ValueError, KeyError, TypeError):
         return False
+
+
+def is_change(change: Any, tokens: list[list[int]]) -> bool:
+    """Nothing, or a number or None for each token (train.py --record-changes)."""
+    if change is None:
+        return True
+    rows = zip(change, tokens, strict=True)
+    return all(len(row) == len(ids) and all(x is None or is_number(x) for x in row) for row, ids in rows)
 
 
 def is_number(x: Any) -> bool:
@@ -194,9 +203,11 @@ def page_group(
         A = torch.tensor(record["A"], dtype=torch.float32) if name == run.method else advantages(recipe, record)  # (G,)
         push = unmasked_pushes(recipe, record, A, run.max_new_tokens)
         by_recipe.append({"A": [float(f"{a:.6g}") for a in A.tolist()], "push": [runs_of(p.tolist()) for p in push]})
+    change = record.get("change")  # thousandths of a nat
+    moved = [[None if x is None else float(f"{1000 * x:.3g}") for x in row] for row in change] if change else None
     kept = ("step", "group", "level", "question", "answer", "demonstration", "R", "S", "keep", "is_anchor")
-    group = {name: record[name] for name in kept}
-    return group | {"tokens": texts, "prefixes": common_prefixes(record["tokens"]), "recipes": by_recipe}
+    group = {name: record[name] for name in kept} | {"change": moved, "tokens": texts, "recipes": by_recipe}
+    return group | {"prefixes": common_prefixes(record["tokens"])}
 
 
 # ---------------------------------------------------------------------------------------- the page
@@ -209,7 +220,7 @@ def build(
     strings, groups = {}, []
     recipes = METHODS | {run.method: run.recipe}
     with (folder / "rollouts.jsonl").open("rb") as file:
-        for _, offset in chosen:
+        for _, offset in progress(chosen, desc="groups", unit="group", disable=None):
             file.seek(offset)
             record = json.loads(file.readline())
             if max(map(max, record["tokens"])) >= len(tokenizer):

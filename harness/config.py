@@ -178,6 +178,7 @@ class Saving:
     save_every: int = flag(50, "steps between checkpoints", "K")
     keep: int = flag(1, "checkpoints that stay, the latest included", "N")
     log_rollouts_every: int = flag(1, "thins rollouts.jsonl", "K")
+    record_changes: bool = flag(False, "in it, what the step did to each token's log-prob: a forward pass more")
     show_every: int = flag(25, "print two groups; 0: never", "K")
     report: Literal["tensorboard", "wandb"] | None = flag(None, "curves while it runs; needs requirements-extra.txt")
 

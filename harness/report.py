@@ -68,8 +68,11 @@ def measure(groups: Groups, levels: Iterable[str]) -> dict[str, float | None]:
     }
 
 
-def records(groups: Groups, step: int) -> list[dict[str, Any]]:
-    """A step's lines for rollouts.jsonl, one a group. What is not a number (a missing score) is None."""
+def records(groups: Groups, step: int, change: Tensor | None = None) -> list[dict[str, Any]]:
+    """A step's lines for rollouts.jsonl, one a group. What is not a number (a missing score) is None.
+
+    `change` (N, T): what the step did to each token's log-prob, where that was recorded.
+    """
     rollouts, G = groups.rollouts, groups.rewards.shape[1]
     lines = []
     for b, problem in enumerate(rollouts.problems):
@@ -94,6 +97,8 @@ def records(groups: Groups, step: int) -> list[dict[str, Any]]:
                 "ended": rollouts.ended[rows.start : rows.stop].tolist(),
             }
         )
+        if change is not None:
+            lines[-1]["change"] = [numbers(change[n, :t], digits=5) for n, t in zip(rows, lengths, strict=True)]
     return lines
 
 

@@ -45,16 +45,8 @@ MACHINE = ("rollout_seconds", "train_seconds", "judge_seconds", "memory_mb", "op
 
 # flags that a resumed run may change: they change neither weights nor figures
 FREE = {"out", "steps", "resume", "overwrite", "preset", "keep", "save_every", "log_rollouts_every"}
-FREE |= {
-    "show_every",
-    "report",
-    "judge_url",
-    "judge_concurrency",
-    "judge_cache",
-    "judge_timeout",
-    "judge_tokens",
-    "judge_json",
-}
+FREE |= {"show_every", "report", "record_changes"}
+FREE |= {"judge_url", "judge_concurrency", "judge_cache", "judge_timeout", "judge_tokens", "judge_json"}
 
 
 @contextmanager

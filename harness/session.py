@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from harness import checkpoint, runfolder
 from harness.boards import board
 from harness.config import Config
@@ -104,7 +106,8 @@ class Session:
         runfolder.append_metrics(self.out, row)
         self.report(row)
         if run.step % config.log_rollouts_every == 0:
-            runfolder.append_rollouts(self.out, records(groups, run.step))
+            change = self.change(groups) if config.record_changes else None
+            runfolder.append_rollouts(self.out, records(groups, run.step, change))
         if row["skipped_updates"]:
             self.look_into(groups)
         if config.show_every and run.step % config.show_every == 0:
@@ -117,6 +120,16 @@ class Session:
             self.bar.close()
             print(f"stopped after step {run.step}; add --resume to the same command to go on", file=sys.stderr)
             sys.exit(128 + self.stop[0])
+
+    @torch.no_grad()
+    def change(self, groups: Groups) -> torch.Tensor:
+        """What the step did to the log-prob of each token, (N, T), in nats. NaN on anchors' rows that were masked."""
+        run, rollouts = self.run, groups.rollouts
+        everything, after = torch.arange(len(rollouts.texts)), torch.zeros_like(rollouts.logp)
+        for index in run.path.micro_batches(rollouts, everything, self.config.micro_batch_tokens):
+            logp, _ = run.path.token_logprobs(run.policy, rollouts, index, self.config.temperature)
+            after[index, : logp.shape[1]] = logp
+        return after - rollouts.logp
 
     def look_into(self, groups: Groups) -> None:
         """A gradient was not finite: the groups are saved, and after MOST_NOT_FINITE updates in a row the run ends."""

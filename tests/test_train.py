@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
-from helpers import groups_of, metrics, run, weights
+from helpers import both_paths, groups_of, metrics, run, weights
 from safetensors.torch import load_file
 
 import dagrpo
+import rollout
 import scoring
 import tasks
 import train
@@ -142,3 +143,22 @@ def test_sft_goes_before_any_method(tiny_folder, tmp_path):
     train.main(["--method", "grpo", "--steps", "1", "--out", str(out), "--init-from", str(tmp_path / "sft"),
                 "--batch-prompts", "2", "--group-size", "2", "--lr", "1e-12"])  # fmt: skip
     torch.testing.assert_close(weights(out), begin, atol=1e-9, rtol=0)
+
+
+@pytest.mark.usefixtures("even_is_right")
+@both_paths
+def test_a_recorded_change_is_the_log_prob_after_the_step_minus_before(tiny_folder, tmp_path, path):
+    """Of every token of every row; of an anchor that was masked it is not known what it was before."""
+    flags = ["--record-changes", *(["--plain"] if path is rollout else [])]
+    run(tiny_folder, tmp_path / "run", *flags, steps=1)
+    policy = load_policy(str(tmp_path / "run"))
+    for group in groups_of(tmp_path / "run"):
+        prompt = policy.encode_prompt(group["question"])
+        for ids, before, change in zip(group["tokens"], group["logp"], group["change"], strict=True):
+            logits = policy.model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+            after = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0].tolist()
+            for now, was, moved in zip(after, before, change, strict=True):
+                assert (moved is None) == (was is None)
+                assert was is None or moved == pytest.approx(now - was, abs=5e-4)
+    run(tiny_folder, tmp_path / "without", *flags[1:], steps=1)
+    assert torch.equal(weights(tmp_path / "run"), weights(tmp_path / "without")), "looking changes nothing"

@@ -195,12 +195,13 @@ def test_which_groups_are_on_the_page_is_said(tmp_path, capsys):
 
 def test_malformed_lines_are_counted_and_a_half_written_last_one_is_tolerated(tmp_path, capsys):
     good = make_record(["a", "b"], [1.0, 0.0], [9, 2])
-    bad = [good | {"R": [1.0]}, good | {"tokens": [[1], ["x"]]}, good | {"A": [None, 0]}, {"step": 1}, [1], None]
+    bad = [good | {"R": [1.0]}, good | {"tokens": [[1], ["x"]]}, good | {"A": [None, 0]}, good | {"change": [[1], [2]]}]
+    bad += [{"step": 1}, [1], None]
     run = write_run(tmp_path / "run", [good, *bad, good | {"group": 1}], tail='{"step": 2, "gro')
     viewer.main([str(run)])
     data, told = page_data(run / "viewer.html"), capsys.readouterr().out
     assert [g["group"] for g in data["groups"]] == [0, 1]
-    assert "6 malformed line(s) of rollouts.jsonl left out: line 2, 3, 4, 5, 6, ..." in told
+    assert "7 malformed line(s) of rollouts.jsonl left out: line 2, 3, 4, 5, 6, ..." in told
     assert "half written" in told
     assert data["notices"][0] in told
 

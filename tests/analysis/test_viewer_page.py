@@ -289,6 +289,53 @@ def test_the_next_partly_masked_group_is_partly_masked(browser, random_run):
 
 @pytest.mark.extra
 @in_chromium
+def test_it_opens_on_the_first_group_of_which_a_part_is_masked(browser, tmp_path):
+    """Group 0 has no signal, all of group 1 is kept, of group 2 the lucky one is masked."""
+    texts = ["aab", "b", "abb"]
+    groups = [([1.0, 1, 1], [10, 4, 10]), ([1.0, 0, 0], [10, 1, 1]), ([1.0, 1, 0], [10, 4.5, 3.5])]
+    records = [make_record(texts, R, S, 1, g, anchor=False) for g, (R, S) in enumerate(groups)]
+    run = write_run(tmp_path / "run", records)
+    viewer.main([str(run)])
+    browser.open(run / "viewer.html")
+    assert browser.texts("#status")[0].startswith("Step 1, group 2")
+    browser.open(run / "viewer.html", "step=1&group=0")
+    assert browser.texts("#status")[0].startswith("Step 1, group 0")
+
+
+@pytest.mark.extra
+@in_chromium
+def test_what_the_step_did_is_shown_beside_the_push(browser, tmp_path):
+    change = [[0.5, -0.25, 0.001, 0.0], [None, None]]
+    record = make_record(["abc", "b"], [1.0, 0.0], [10, 1], anchor=False, change=change)
+    run = write_run(tmp_path / "run", [record])
+    viewer.main([str(run)])
+    browser.open(run / "viewer.html")
+    kinds = "[...document.querySelectorAll('[data-row=\"0\"] .t')].map(t => t.className)"
+    assert browser.js(kinds) == ["t up"] * 4
+    browser.js("$('colour').value = 'change'; $('colour').dispatchEvent(new Event('change'))")
+    assert browser.js(kinds) == ["t up", "t down", "t up", "t"]
+    browser.js("readToken(document.querySelector('[data-row=\"0\"]'), 1)")
+    assert browser.texts("#readout")[0].endswith("its log-prob moved by \u22120.25 nats")
+    browser.js("readToken(document.querySelector('[data-row=\"1\"]'), 0)")
+    assert browser.texts("#readout")[0].endswith("moved by unknown nats")
+
+
+@pytest.mark.extra
+@in_chromium
+def test_on_a_phone_nothing_is_cut_off(browser, random_run):
+    browser("Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=1, mobile=True)
+    try:
+        browser.open(random_run[0])
+        assert browser.js("document.documentElement.scrollWidth") <= 400
+        for name in ("#rows", "#shared", ".controls", "svg"):
+            box = browser.js(f"(r => [r.left, r.right])(document.querySelector('{name}').getBoundingClientRect())")
+            assert 0 <= box[0] < box[1] <= 400, name
+    finally:
+        browser("Emulation.clearDeviceMetricsOverride")
+
+
+@pytest.mark.extra
+@in_chromium
 def test_five_hundred_groups_open_and_switch_fast(browser, tmp_path, capsys):
     rng = random.Random(3)
     words = ["".join(rng.choice("abc ") for _ in range(30)) for _ in range(8)]
