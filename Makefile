@@ -10,7 +10,7 @@ DEMO := runs/demo/$(WORLD)
 DEMO_METHODS := dr_grpo dagrpo_on dagrpo
 DEMO_STEPS := 100
 
-.PHONY: help demo laptop figures test test-all lint format lock clean-demo
+.PHONY: help demo lessons laptop figures test test-all lint format lock clean-demo
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
 
@@ -24,6 +24,9 @@ demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (ab
 	$(PY) -m analysis.table $(DEMO_METHODS:%=$(DEMO)/%) --baseline "$(DEMO)/start.json:warm start"
 	@echo "The curves: $(DEMO)/figures/curves.png. One seed each is no verdict: docs/experiments.md says what more seeds show."
 	@echo "Next: look inside the groups with  $(PY) -m analysis.viewer $(DEMO)/dagrpo_on  or at one of eight with  $(PY) dagrpo.py"
+
+lessons: .venv/ready-extra  ## the six notebooks, in Jupyter
+	cd lessons && ../$(PY) -m jupyter lab 1_a_group.ipynb
 
 MODEL ?= HuggingFaceTB/SmolLM2-135M-Instruct
 laptop: .venv/ready  ## a real model learns, on two cores: SFT, dr_grpo, dagrpo (hours; stop and go on as you like); MODEL=DIR
@@ -44,8 +47,9 @@ figures: .venv/ready  ## redraw every figure in results/ from its CSV, and print
 test: .venv/ready  ## the tests (about 5 minutes)
 	$(PY) -m pytest -m "not extra"
 
-test-all: test .venv/ready-extra  ## and those that kill processes, need an extra or real data; skips are listed
+test-all: test .venv/ready-extra  ## and those that kill processes, need an extra or real data, and the notebooks; skips are listed
 	$(PY) -m pytest -m extra -rs
+	$(PY) -m pytest --nbmake lessons
 
 lint: .venv/ready  ## ruff
 	$(PY) -m ruff check .

@@ -19,13 +19,14 @@ import pytest
 import dagrpo
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("fast", "maths", "judges", "harness", "analysis", "multi_gpu")
+ROOMS = ("fast", "maths", "judges", "harness", "analysis", "multi_gpu", "lessons")
 FILES = sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))])
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
 PAGES = {
     path.name: path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 }
+PAGES["lessons/README.md"] = (ROOT / "lessons" / "README.md").read_text(encoding="utf-8")
 README = PAGES["README.md"]
 FENCED = re.compile(r"^ *```\w*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 every_page = pytest.mark.parametrize("page", PAGES)
