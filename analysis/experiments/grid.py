@@ -11,6 +11,7 @@ What is asked, fixed before the first run of a world:
                 and dr_grpo
     guessable   in `guess` with the answer modulo 2, 5 and 10, dr_grpo and dagrpo_on, 3 seeds: when does masking pay?
     noise       in `guess` with Gaussian noise on S of 1, 2, 3 and 4, dagrpo_on, 3 seeds: how good must a judge be?
+    own         in `guess` and `plain`, dagrpo_on with scores that need no judge, 10 seeds: docs/beyond.md
 
 Rates and length follow a trial in `guess` (dr_grpo, seed 100): at 1e-4 and 3e-4 the reward stayed at a guesser's third,
 while at 3e-5 it still rose after 200 steps. So 150 steps are a budget, not an end.
@@ -51,6 +52,7 @@ PILOT_RATE = "3e-5"
 PILOT = (("dr_grpo", "dr_grpo", ""), ("dagrpo_on", "dagrpo_on", ""), ("random mask", "dagrpo_on", "random_mask"))
 MODULI = {2: "guess2", 5: "guess5", 10: "guess10"}  # worlds like `guess`
 SIGMAS = ("1", "2", "3", "4")
+OWN_SCORES = ("sure", "fluent", "steps")
 OUT = "results/worlds"
 SETTINGS = ["--steps", str(STEPS), "--save-every", "50", "--keep", "3", "--show-every", "0"]
 SETTINGS += ["--log-rollouts-every", str(BIN)]
@@ -89,6 +91,9 @@ def grid(world: str, rates: dict[str, str]) -> list[Job]:
                 add("guessable", f"{method}, modulo {modulo}", method, FEWER_SEEDS, at)
         for sigma in SIGMAS:
             add("noise", f"dagrpo_on, noise {sigma}", "dagrpo_on", FEWER_SEEDS, control=f"score_noise={sigma}")
+    if world in ("guess", "plain"):
+        for kind in OWN_SCORES:
+            add("own", f"own score {kind}", "dagrpo_on", control=f"own_score={kind}")
     return jobs
 
 
@@ -146,7 +151,7 @@ def run_stage(jobs: list[Job], root: Path, workers: int) -> None:
         side_by_side(works, f"{jobs[0].world}, {jobs[0].stage}", workers)
 
 
-STAGES = ("pilot", "sweep", "main", "controls", "guessable", "noise")
+STAGES = ("pilot", "sweep", "main", "controls", "guessable", "noise", "own")
 
 
 def main(argv: list[str] | None = None) -> None:
