@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
@@ -23,13 +27,28 @@ hf_logging.set_verbosity(hf_logging.CRITICAL)  # its reports on weights have man
 MOST_LAYERS = 1000  # layers are built before their weights are looked for: a billion of them are a hang
 TEMPLATE_SECONDS = 5  # of computing: a chat template is a program, and may not end
 PROBE = "1+1="
+HUB_SECONDS = 5  # for a connection to it
+
+
+def no_hub() -> bool:
+    """Is there no way to the hub? Its libraries would try for a minute; told so, they look at what is cached.
+
+    Where a proxy is set we do not know better than they do.
+    """
+    hub = urlsplit(constants.ENDPOINT)
+    if not constants.HF_HUB_OFFLINE and not getproxies():
+        try:
+            socket.create_connection((hub.hostname, hub.port or 443), timeout=HUB_SECONDS).close()
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    return constants.HF_HUB_OFFLINE
 
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
     """Around all that reads the model `name`. One line for whatever comes out: no two damaged folders fail alike."""
     there = os.path.exists(name)  # noqa: PTH110  Path's raises where a folder may not be entered
-    where = "" if there else " (no such folder here, so looked up on the hub)"
+    where = "" if there else " (no such folder here, and no way to the hub)" if no_hub() else " (no such folder here)"
     with one_line(f"{name} cannot be loaded{where}", Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", "Found missing adapter keys")  # peft would go on with random ones

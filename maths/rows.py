@@ -102,6 +102,9 @@ def parquet_rows(path: Path) -> Iterator[Any]:
 
 def hub_rows(source: str, split: str) -> Iterator[Any]:
     """The split of a hub data set. `datasets` runs no loading scripts any more, and is not asked to."""
+    from harness.loading import no_hub
+
+    alone = no_hub()  # before datasets, which looks once
     import datasets
     import huggingface_hub
 
@@ -112,6 +115,7 @@ def hub_rows(source: str, split: str) -> Iterator[Any]:
     except Exception as error:  # whatever datasets, the hub's client and its HTTP library raise
         why = in_one_line(error)
         hint = "; name one behind a colon, as in openai/gsm8k:main" if "config" in why.lower() else ""
+        hint = hint or (" (no way to the hub)" if alone else "")
         fail(f"{source}, split {split}: no such file here, and the hub cannot give it: {why}{hint}")
 
 
