@@ -82,7 +82,7 @@ def tokens(rows: Sequence[Sequence[str]], values: Any, names: Sequence[str], tit
     ax.set(xlim=(-7, width + 0.2), ylim=(-len(rows) + 0.9, 1.1))
     ax.axis("off")
     figure.suptitle(title, fontsize=10)
-    figure.supxlabel(f"{unit}: blue above 0, orange below, at most {most:.2g}", fontsize=8)
+    figure.supxlabel(f"{unit}: blue > 0, orange < 0; the deepest colour is {most:.2g}", fontsize=8)
     return shown(figure)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def group_advantages(rewards: Tensor) -> Tensor:
-    """1. Rewards (B, G) to advantages (B, G): how much better is a response than the mean of its own group? (Eq. 1)
+    """1. Rewards (B, G) to advantages (B, G): R minus the mean of its own group, a row. No standard deviation.
 
     dagrpo.group_advantages
     """
@@ -25,7 +25,8 @@ def rectification_mask(advantages: Tensor, scores: Tensor, delta: float) -> Tens
     """2. Eq. 8-9: which responses stay, bool (B, G), from advantages and scores (B, G).
 
     A positive (A > 0) stays if its score is at least `delta` above the best negative's. A negative (A < 0) stays if its
-    score is at least `delta` below the worst positive's. A = 0 never stays. Where a group has no other side, all stay.
+    score is at least `delta` below the worst positive's. Best and worst are over all of a side, also those that do
+    not stay. Where the other side is empty, every response with A != 0 stays. A = 0 never stays.
 
     dagrpo.rectification_mask
     """
@@ -41,7 +42,9 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 
 
 def clipped_objective(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
-    """4. Eq. 2: PPO's objective, of ratios and advantages of any one shape. Mind both signs of A.
+    """4. Eq. 2: the clipped objective of each element, same shape, to be raised: no minus, no mean.
+
+    It is the smaller of r * A and clip(r) * A, for both signs of A. `low` and `high` bound the ratio, as 0.8 and 1.2.
 
     dagrpo.surrogate
     """
@@ -62,7 +65,8 @@ def micro_batch_loss(objective: Tensor, mask: Tensor, rows_of_update: int, max_n
     """6. Dr. GRPO's loss of some rows of an update, so that the losses of its micro-batches add up to the whole one.
 
     `objective` (n, T) and `mask` (n, T, bool) are those of this micro-batch; the update has `rows_of_update` rows in
-    all. The divisor must not depend on how the update was cut. The loss is a number: objectives are to be raised.
+    all. Return a scalar to be made small: minus the masked sum of `objective`, over rows_of_update * max_new_tokens,
+    which does not depend on how the update was cut.
 
     dagrpo.divisor_weights, "constant", and dagrpo.policy_loss
     """
@@ -119,9 +123,10 @@ def random_mask(keep: Tensor, advantages: Tensor, generator: torch.Generator) ->
 
 
 def paired_interval(a: list[float], b: list[float]) -> tuple[float, float]:
-    """12. Two methods on the same seeds: the mean of the differences a - b, and half of its 95 % t-interval.
+    """12. Two methods on the same seeds: the mean of the differences a - b, and the half-width of its 95 % interval.
 
-    scipy.stats.t.ppf gives the quantile.
+    The interval is mean +- half-width, by Student's t with n - 1 degrees of freedom, two-sided; scipy.stats.t.ppf gives
+    the quantile.
 
     analysis.stats.t_interval
     """

@@ -2,6 +2,7 @@
 
 worlds.png    a row a world: reward, length, what the world is about, and gradient norm against the step; the mean
               over seeds, in its 95 % t-interval
+ahead.png     accuracy of each method minus dr_grpo's, paired by seed, in the world and out of distribution
 map.png       how far dagrpo_on is ahead of dr_grpo, seed by seed, against how often a guess is right, and against
               the noise on S
 
@@ -24,7 +25,7 @@ from analysis.stats import t_interval
 from harness.console import Parser, fail
 
 SHOWN = {  # world -> what it is about, the lines of its row, and its third column
-    "guess": ("guess: one bare guess in three is right", (*ORDER[:2], *ORDER[3:5]), "lucky"),
+    "guess": ("guess: one bare guess in three is right", (*ORDER[:4], "luffy"), "lucky"),
     "plain": ("plain: levels from easy to hard", ORDER[:4], "kept_fraction"),
     "unseen": ("unseen: levels that the start never saw", (*ORDER[:3], "luffy"), "no_signal_groups"),
 }  # fmt: skip
@@ -67,6 +68,44 @@ def draw_worlds(curves: pd.DataFrame) -> Figure:
         row.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         row.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, handlelength=3.5)
     return figure
+
+
+# ---------------------------------------------------------------------------------------- who is ahead?
+
+
+def draw_ahead(runs: pd.DataFrame) -> Figure:
+    """A row a world: a point a method, ahead of dr_grpo or behind, in its 95 % interval over seeds."""
+    runs = runs[runs["stage"].isin(["main", "controls"])]
+    worlds = [world for world in SHOWN if world in set(runs["world"])]
+    figure = Figure(figsize=(10, 0.9 + 2.9 * len(worlds)), layout="constrained")
+    for row, world in zip(figure.subplots(len(worlds), 2, squeeze=False, sharey="row"), worlds, strict=True):
+        labels = [label for label in dict.fromkeys(runs["label"]) if label != "dr_grpo"]
+        for ax, (column, unit) in zip(
+            row, {"accuracy": "trained level", "ood mean": "out of distribution"}.items(), strict=True
+        ):
+            found = {label: ahead(runs, world, label, "dr_grpo", column) for label in labels}
+            found = {label: gap for label, gap in found.items() if gap[2] > 1}
+            for y, (label, (mean, half, _)) in enumerate(found.items()):
+                colour = style(places([label])[label], 1)["color"]
+                ax.errorbar(mean, -y, xerr=half, fmt="o", color=colour, capsize=3)
+            seeds = sorted({n for *_, n in found.values()})
+            ax.set_yticks(range(0, -len(found), -1), list(found))
+            ax.axvline(0, color="grey", linewidth=0.8)
+            ax.set(title=f"{world}, {unit} ({' or '.join(map(str, seeds))} seeds)", xlabel="accuracy minus dr_grpo's")
+            ax.grid(alpha=0.3, axis="x")
+    figure.suptitle(ahead_message(runs, worlds), fontsize=11)
+    return figure
+
+
+def ahead_message(runs: pd.DataFrame, worlds: list[str]) -> str:
+    """Who is surely ahead of dr_grpo on the level that it trains on: the interval does not hold 0."""
+    told = []
+    for world in worlds:
+        gaps = {label: ahead(runs, world, label, "dr_grpo", "accuracy") for label in dict.fromkeys(runs["label"])}
+        sure = {label: mean for label, (mean, half, _) in gaps.items() if label != "dr_grpo" and mean - half > 0}
+        names = ", ".join(f"{label} {mean:+.3f}" for label, mean in sorted(sure.items(), key=lambda pair: -pair[1]))
+        told.append(f"In {world}, surely ahead of dr_grpo: {names or 'nobody'}")
+    return "\n".join(told)
 
 
 # ---------------------------------------------------------------------------------------- when does masking pay?
@@ -120,6 +159,8 @@ def main(argv: list[str] | None = None) -> None:
     if curves.empty or runs.empty:
         fail(f"{folder} holds no run yet; python -m analysis.experiments.grid makes them")
     written = {"worlds.png": draw_worlds(curves)}
+    if set(runs["stage"]) & {"main", "controls"}:
+        written["ahead.png"] = draw_ahead(runs)
     if set(runs["stage"]) & {"guessable", "noise"}:
         written["map.png"] = draw_map(runs)
     for name, figure in written.items():

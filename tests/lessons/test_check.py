@@ -1,18 +1,19 @@
 """The exercises' checks: the solutions pass, what is not written is said so, and each mistake gets its words."""
 
-import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lessons import check, exercises, solutions
+from lessons.cases import CASES
 
-NUMBERS = range(1, len(check.CASES) + 1)
+NUMBERS = range(1, len(CASES) + 1)
 MISTAKES = [
-    (number, words, value)
-    for number in NUMBERS
-    for case in check.CASES[number - 1]()
+    (name, words, value)
+    for name, cases in CASES.items()
+    if cases
+    for case in cases()
     for words, value in case.mistakes.items()
 ]
 
@@ -25,11 +26,18 @@ def test_the_solution_is_right_and_the_exercise_is_not_written(number):
     assert getattr(exercises, name).__doc__.startswith(f"{number}. ")
 
 
-@pytest.mark.parametrize(("number", "words", "value"), MISTAKES, ids=[words[:40] for _, words, _ in MISTAKES])
-def test_a_known_mistake_is_named_with_the_case_that_shows_it(number, words, value):
-    case = next(case for case in check.CASES[number - 1]() if words in case.mistakes)
-    said = check.compare(value, case)
-    assert said.startswith(words) and "it gives" in said and "wanted is" in said
+@pytest.mark.parametrize(("name", "words", "value"), MISTAKES, ids=[words[:40] for _, words, _ in MISTAKES])
+def test_a_known_mistake_is_named_with_the_case_that_shows_it(name, words, value):
+    case = next(case for case in CASES[name]() if words in case.mistakes)
+    said = check.compare(value, case, ["first", "second", "third", "fourth"])
+    assert said.startswith(words.strip()) and "first = " in said and "it gives" in said and "wanted is" in said
+
+
+def test_a_mask_of_another_type_is_said_to_be_right_but_for_that():
+    said = check.check(
+        7, solve_with("completion_mask", lambda tokens, end: solutions.completion_mask(tokens, end).float())
+    )
+    assert said.startswith("the values are right, but of torch.float32; a bool tensor is wanted")
 
 
 def solve_with(name, function):
@@ -41,9 +49,9 @@ def solve_with(name, function):
     [
         (lambda rewards: None, "is there a return?"),
         (lambda rewards: rewards.mean(), "its shape is ()"),
-        (lambda rewards: rewards / 0 * math.nan, "the numbers are others"),
-        (lambda rewards: "A", "it gives str"),
-        (lambda rewards: 1 / 0, "it ended with ZeroDivisionError"),
+        (lambda rewards: rewards + 1, "some values differ, the first at [0, 0]"),
+        (lambda rewards: "A", "it gives str, not numbers"),
+        (lambda rewards: 1 / 0, "it stopped with ZeroDivisionError: division by zero (test_check.py, line"),
     ],
 )
 def test_other_mistakes_are_one_answer_too(function, words):
