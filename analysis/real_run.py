@@ -216,12 +216,12 @@ def trained(out: Path, stage: Stage) -> list[str]:
 def responses(out: Path, done: list[Stage], count: int = 10) -> str:
     """The greedy responses to the first problems, before and after the last method of seed 0."""
     after = [stage for stage in done if stage.seed == 0 and stage.name in METHODS][-1:]
-    told = []
+    asked = []
     for stage in [done[0], *after]:
         lines = (out / stage.folder / f"greedy.{TEST}.jsonl").read_text(encoding="utf-8").splitlines()[1:]
-        told.append(sorted(map(json.loads, lines), key=lambda line: line["index"])[:count])
+        asked.append(sorted(map(json.loads, lines), key=lambda line: line["index"])[:count])
     parts = ["## Ten responses, before and after"]
-    for same in zip(*told, strict=True):
+    for same in zip(*asked, strict=True):
         parts.append(f"**{visible(same[0]['question'])}** ({visible(same[0]['answer'])})")
         for stage, line in zip([done[0], *after], same, strict=True):
             mark = "right" if line["right"] else "wrong"

@@ -31,7 +31,7 @@ HUB_SECONDS = 5  # for a connection to it
 
 
 def no_hub() -> bool:
-    """Is there no way to the hub? Its libraries would try for a minute; told so, they look at what is cached.
+    """Is there no way to the hub? Its libraries would try for a minute; so they are made to look at what is cached.
 
     Where a proxy is set we do not know better than they do.
     """

@@ -33,8 +33,8 @@ def check(number: int, where: ModuleType) -> str | None:
         if name == "random_mask":
             return random_mask(function)
         for case in CASES[name]():
-            if told := compare(function(*case.inputs), case, list(inspect.signature(function).parameters)):
-                return told
+            if answer := compare(function(*case.inputs), case, list(inspect.signature(function).parameters)):
+                return answer
     except NotImplementedError:
         return None
     except Exception as error:  # whatever a student's code may do
@@ -99,9 +99,9 @@ def main(argv: list[str] | None = None) -> None:
         fail(f"there are exercises 1 to {len(CASES)}, not {args.number}")
     wrong = 0
     for number in [args.number] if args.number else range(1, len(CASES) + 1):
-        told = check(number, solutions if args.solutions else exercises)
-        wrong += told is None or told != ""
-        said = "not written yet" if told is None else f"wrong: {told}" if told else "right"
+        answer = check(number, solutions if args.solutions else exercises)
+        wrong += answer is None or answer != ""
+        said = "not written yet" if answer is None else f"wrong: {answer}" if answer else "right"
         print(f"{number:2d} {NAMES[number - 1]}: {said}")
     sys.exit(1 if wrong else 0)
 

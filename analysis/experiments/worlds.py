@@ -101,13 +101,13 @@ def draw_ahead(runs: pd.DataFrame) -> Figure:
 
 def ahead_message(runs: pd.DataFrame, worlds: list[str]) -> str:
     """Who is ahead of dr_grpo on the levels that RL trains on, by more than luck: the interval is above 0."""
-    told = []
+    lines = []
     for world in worlds:
         gaps = {label: ahead(runs, world, label, "dr_grpo", "accuracy") for label in dict.fromkeys(runs["label"])}
         sure = {label: mean for label, (mean, half, _) in gaps.items() if label != "dr_grpo" and mean - half > 0}
         names = ", ".join(f"{label} {mean:+.3f}" for label, mean in sorted(sure.items(), key=lambda pair: -pair[1]))
-        told.append(f"In {world}, ahead of dr_grpo with an interval above 0: {names or 'nobody'}")
-    return "\n".join(told)
+        lines.append(f"In {world}, ahead of dr_grpo with an interval above 0: {names or 'nobody'}")
+    return "\n".join(lines)
 
 
 # ---------------------------------------------------------------------------------------- when does masking pay?
