@@ -273,6 +273,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", metavar="FILE.html", help="where to write [RUN/viewer.html]")
     parser.add_argument("--steps", metavar="1,50-60", help="only these steps")
     parser.add_argument("--limit", type=int, default=500, metavar="N", help="at most so many groups")
+    parser.add_argument("--note", metavar="TEXT", help="on top of the page, in place of what is left out")
     parser.add_argument("--tokenizer", metavar="MODEL", help="hub id or folder, if the run's checkpoint is gone")
     args = parser.parse_args(argv)
     if args.limit < 1:
@@ -284,7 +285,7 @@ def main(argv: list[str] | None = None) -> None:
     chosen = choose(index.places, steps, args.limit)
     if not chosen:
         fail(f"--steps {args.steps}: none of them is in rollouts.jsonl, which has {ranges(sorted(dict(index.places)))}")
-    notes = notices(index, chosen)
+    notes = [args.note] if args.note else notices(index, chosen)
     data = build(folder, run, chosen, notes, find_tokenizer(folder, args.tokenizer))
     try:
         out.write_text(render(data, TEMPLATE.read_text(encoding="utf-8")), encoding="utf-8")

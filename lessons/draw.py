@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from analysis.curves import style
+from analysis.curves import places, style
 from analysis.first_figure import COLOURS
-from dagrpo import Recipe
+from analysis.stats import t_interval
+from dagrpo import Recipe, build_update, policy_loss
 from policy import Policy
 from rollout import Rollouts
 
@@ -86,20 +87,20 @@ def tokens(rows: Sequence[Sequence[str]], values: Any, names: Sequence[str], tit
     return shown(figure)
 
 
-def curves(frame: pd.DataFrame, column: str, title: str, unit: str, by: str = "label") -> Image:
-    """One line for each value of `by`: the mean over seeds at each step, and its 95 % t-interval as a band."""
-    from analysis.stats import t_interval
-
+def curves(frame: pd.DataFrame, column: str, title: str, unit: str, dotted: float | None = None) -> Image:
+    """A line a method: the mean over seeds at each step, and its 95 % t-interval as a band, not below 0."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     ax = figure.subplots()
-    order = list(dict.fromkeys(frame[by]))
-    for place, name in enumerate(order):
-        wide = frame[frame[by] == name].pivot(index="step", columns="seed", values=column)
+    for name, place in places(dict.fromkeys(frame["label"])).items():
+        wide = frame[frame["label"] == name].pivot(index="step", columns="seed", values=column)
         mean, half = t_interval(wide.to_numpy())
         look = style(place, len(wide))
         ax.plot(wide.index, mean, label=f"{name} ({wide.shape[1]} seeds)", **look)
         if wide.shape[1] > 1:
-            ax.fill_between(wide.index, mean - half, mean + half, color=look["color"], alpha=0.15, linewidth=0)
+            low = (mean - half).clip(min=0)
+            ax.fill_between(wide.index, low, mean + half, color=look["color"], alpha=0.15, linewidth=0)
+    if dotted is not None:
+        ax.axhline(dotted, color="grey", linestyle=":")
     ax.set(title=title, xlabel="step", ylabel=unit)
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, fontsize=8)
@@ -108,8 +109,6 @@ def curves(frame: pd.DataFrame, column: str, title: str, unit: str, by: str = "l
 
 def pushes(recipe: Recipe, rollouts: Rollouts, A: Tensor, keep: Tensor, logp: Tensor, max_new_tokens: int) -> Tensor:
     """-dloss/dlogp (N, T) of one update, in thousandths: what each token's log-prob is pushed by (Eq. 4, 10, 13)."""
-    from dagrpo import build_update, policy_loss
-
     update = build_update(
         recipe,
         A,

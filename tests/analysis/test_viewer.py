@@ -258,3 +258,9 @@ def test_bad_input_gets_one_line(tmp_path, capsys, damage, argv, line):
     assert end.value.code == 2
     assert line in told
     assert told.count("\n") == 1
+
+
+def test_a_note_takes_the_place_of_what_is_left_out(tmp_path):
+    run = write_run(tmp_path / "run", [make_record(["a", "b"], [1.0, 0.0], [9, 2], group=g) for g in range(3)])
+    viewer.main([str(run), "--limit", "1", "--note", "One of three <groups>."])
+    assert page_data(run / "viewer.html")["notices"] == ["One of three <groups>."]
