@@ -7,6 +7,7 @@ reason apart. None is part of DaGRPO; train.py knows none of them: a control is 
                        is it distinctiveness that helps, or that there are fewer terms? (methods that mask)
     score_as_reward    advantages from S instead of R: is it the mask that helps, or knowing about the steps? (dr_grpo)
     score_noise=SIGMA  Gaussian noise on S: how bad may a judge be before masking hurts? (methods that mask)
+    mask=KIND          other ways to spend the scores than Eq. 8-9: masks.py (dr_grpo)
     own_score=KIND     S from what sampling knows, without a judge: own_scores.py (dagrpo_on, built-in task)
     flawed_steps       anchors whose steps are wrong and whose answer is right: does the mask shield the update?
     flawed_answer      anchors whose answer is wrong too (built-in task; methods with anchors)
@@ -28,6 +29,7 @@ from torch import Tensor
 
 import scoring
 import train
+from analysis.experiments.masks import MASKS, other_mask
 from analysis.experiments.own_scores import OWN, own_score
 from dagrpo import group_advantages, rectification_mask
 from harness.config import Config, parse
@@ -123,7 +125,7 @@ def _number(text: str) -> int | str:
 
 # ---------------------------------------------------------------------------------------- the command line
 
-KINDS = ("random_mask", "score_as_reward", "score_noise", "own_score", *(f"flawed_{flaw}" for flaw in FLAWS))
+KINDS = ("random_mask", "score_as_reward", "score_noise", "own_score", "mask", *(f"flawed_{flaw}" for flaw in FLAWS))
 
 
 def run(name: str, argv: list[str]) -> None:
@@ -135,6 +137,10 @@ def run(name: str, argv: list[str]) -> None:
         control = partial(flawed, flaw=kind.removeprefix("flawed_"))
     elif kind == "score_noise":
         control = partial(score_noise, sigma=read_sigma(value), delta=config.delta)
+    elif kind == "mask":
+        if value not in MASKS:
+            fail(f"mask={value}: choose from {', '.join(MASKS)}, as in mask=pairs")
+        control = partial(other_mask, kind=value, delta=config.delta)
     elif kind == "own_score":
         if value not in OWN:
             fail(f"own_score={value}: choose from {', '.join(OWN)}, as in own_score=sure")
@@ -145,7 +151,7 @@ def run(name: str, argv: list[str]) -> None:
         control = partial(random_mask)
     control.__name__ = name  # what config.json says
     handed_in = {"demonstrate" if kind.startswith("flawed_") else "change": control}
-    train.main(argv, **handed_in, score_all=kind == "score_as_reward")
+    train.main(argv, **handed_in, score_all=kind in ("score_as_reward", "mask"))
 
 
 def read_sigma(text: str) -> float:
@@ -166,8 +172,8 @@ def check(kind: str, config: Config) -> None:
         fail(f"{kind} is for methods that mask: {config.method} does not")
     if kind == "own_score" and (not config.recipe.rectify or config.recipe.anchors or config.data):
         fail(f"own_score is for a mask without demonstrations on the built-in task, dagrpo_on: not {config.method}")
-    if kind == "score_as_reward" and (config.recipe.rectify or not config.recipe.rollouts):
-        fail(f"score_as_reward is for methods with rewards and without a mask, such as dr_grpo: not {config.method}")
+    if kind in ("score_as_reward", "mask") and (config.recipe.rectify or not config.recipe.rollouts):
+        fail(f"{kind} is for methods with rewards and without a mask, such as dr_grpo: not {config.method}")
     if kind.startswith("flawed_") and (not config.recipe.anchors or config.data):
         fail(f"{kind} is for methods with demonstrations on the built-in task: not {config.method} {config.data or ''}")
 

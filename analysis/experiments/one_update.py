@@ -15,6 +15,7 @@ weights back. Only groups with right and wrong responses count. Measured is the 
     positives alone       dr_grpo on the rows with A > 0
     Eq. 8-9, random       dr_grpo with the mask, and with a random mask that keeps as many of each side
     Eq. 8-9, centred      the mask, and A centred again over the rows that it keeps
+    pairs, soft           other ways to spend the scores, of masks.py
 
     python -m analysis.experiments.one_update [--world guess] [--model RUN] [--csv FILE]
 """
@@ -35,6 +36,7 @@ import rollout
 import scoring
 import tasks
 from analysis.experiments.controls import random_like
+from analysis.experiments.masks import MASKS
 from analysis.stats import markdown, signed_interval, t_interval
 from dagrpo import METHODS
 from harness.console import Parser, fail, progress
@@ -44,7 +46,7 @@ from rollout import Rollouts
 
 LR, G, MAX_NEW_TOKENS = 3e-5, 8, 64
 SHOWN = ("derived", "lucky", "wrong", "shared")
-VARIANTS = ("dr_grpo", "positives alone", "Eq. 8-9", "random", "Eq. 8-9, centred", "gtpo")
+VARIANTS = ("dr_grpo", "positives alone", "Eq. 8-9", "random", "Eq. 8-9, centred", "pairs", "soft", "gtpo")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Change:
     push: float  # the sum of pushes on a shared token, times the tokens of a response that may be had
 
 
-def choices(A: Tensor, S: Tensor) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+def choices(A: Tensor, R: Tensor, S: Tensor) -> Iterator[tuple[str, str, Tensor, Tensor]]:
     """Variant, method, advantages (1, G), rows that are kept (1, G)."""
     mask = dagrpo.rectification_mask(A, S)
     kept = A * mask
@@ -73,6 +75,8 @@ def choices(A: Tensor, S: Tensor) -> Iterator[tuple[str, str, Tensor, Tensor]]:
     yield "Eq. 8-9", "dr_grpo", A, mask
     yield "random", "dr_grpo", A, random_like(A, mask)
     yield "Eq. 8-9, centred", "dr_grpo", centred, mask
+    for kind, advantages in MASKS.items():
+        yield kind, "dr_grpo", advantages(R, S), advantages(R, S) != 0
     yield "gtpo", "gtpo", A, everything
 
 
@@ -110,7 +114,7 @@ def changes(policy: Policy, problem: tasks.Problem, world: str) -> list[Change]:
     weights, found, right = deepcopy(policy.model.state_dict()), [], R[0] == 1
     bare = torch.tensor([not scoring.steps(text) for text in rollouts.texts])  # (G,)
     t = shared_tokens(rollouts)
-    for variant, name, advantages, keep in choices(A, S):
+    for variant, name, advantages, keep in choices(A, R, S):
         push, after = step(policy, rollouts, name, advantages, keep)
         policy.model.load_state_dict(weights)
         moved = after - before  # (G, T)
