@@ -11,6 +11,7 @@ What is asked, fixed before the first run of a world:
                 and dr_grpo
     guessable   in `guess` with the answer modulo 2, 5 and 10, dr_grpo and dagrpo_on, 3 seeds: when does masking pay?
     noise       in `guess` with Gaussian noise on S of 1, 2, 3 and 4, dagrpo_on, 3 seeds: how good must a judge be?
+    masks       in `guess`, dr_grpo with `soft` and `pairs` of masks.py at dagrpo_on's rate, 10 seeds: docs/beyond.md
     own         in `guess` and `plain`, dagrpo_on with scores that need no judge, 10 seeds: docs/beyond.md
 
 Rates and length follow a trial in `guess` (dr_grpo, seed 100): at 1e-4 and 3e-4 the reward stayed at a guesser's third,
@@ -39,6 +40,7 @@ from functools import partial
 from pathlib import Path
 
 import tasks
+from analysis.experiments.masks import MASKS
 from analysis.experiments.outcomes import BIN, collect, finished, missing, read_rows, start_result
 from analysis.experiments.processes import Job, call, side_by_side
 from harness.console import Parser, fail
@@ -73,7 +75,7 @@ def grid(world: str, rates: dict[str, str]) -> list[Job]:
     ]
 
     def add(stage: str, label: str, method: str, seeds: int = SEEDS, at: str = world, **more: str) -> None:
-        rate = ("--lr", rates.get(method, "?"))
+        rate = ("--lr", rates.get(more.pop("rate_of", method), "?"))
         jobs.extend(Job(at, stage, label, method, seed, rate, **more) for seed in range(seeds))
 
     if world == "guess":
@@ -91,6 +93,8 @@ def grid(world: str, rates: dict[str, str]) -> list[Job]:
                 add("guessable", f"{method}, modulo {modulo}", method, FEWER_SEEDS, at)
         for sigma in SIGMAS:
             add("noise", f"dagrpo_on, noise {sigma}", "dagrpo_on", FEWER_SEEDS, control=f"score_noise={sigma}")
+        for kind in MASKS:
+            add("masks", kind, "dr_grpo", control=f"mask={kind}", rate_of="dagrpo_on")
     if world in ("guess", "plain"):
         for kind in OWN_SCORES:
             add("own", f"own score {kind}", "dagrpo_on", control=f"own_score={kind}")
@@ -151,7 +155,7 @@ def run_stage(jobs: list[Job], root: Path, workers: int) -> None:
         side_by_side(works, f"{jobs[0].world}, {jobs[0].stage}", workers)
 
 
-STAGES = ("pilot", "sweep", "main", "controls", "guessable", "noise", "own")
+STAGES = ("pilot", "sweep", "main", "controls", "guessable", "noise", "masks", "own")
 
 
 def main(argv: list[str] | None = None) -> None:
