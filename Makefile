@@ -14,7 +14,7 @@ DEMO_STEPS := 100
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
 
-demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (about 4 minutes on two cores); WORLD=plain
+demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (about 3 minutes on two cores); WORLD=plain
 	$(PY) eval.py --world $(WORLD) --k 0 --out $(DEMO)/start.json
 	for method in $(DEMO_METHODS); do \
 		$(PY) train.py --world $(WORLD) --method $$method --steps $(DEMO_STEPS) --seed 0 --out $(DEMO)/$$method --resume || exit; \
