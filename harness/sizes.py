@@ -92,7 +92,7 @@ class Setting:
 
 # One number each for all models, from what the lines below took on an H200 (MEASURED): 27 % of 989e12 bf16 operations a
 # second on paper, half of the bytes a second that summing an array reaches, and the smallest model's time a layer.
-SMALL = 10_000_000  # weights, of which nobody needs a forecast
+SMALL, LARGE = 10**7, 10**12  # weights: of fewer nobody needs a forecast, and more are no model
 GPU = Machine(0.27 * 989e12, 2e12, 0.0002, 2)
 
 
@@ -161,7 +161,7 @@ def this_cpu() -> Machine:
 def forecast(config: Config, name: str, prompt_tokens: int) -> str:
     """A line about a run of the model `name`: what it will take, before its weights are loaded.
 
-    "" of a model whose shape is not known, or so small that there is nothing to say.
+    "" of a model whose shape is not known or not true, or so small that there is nothing to say.
 
     Prompts of `prompt_tokens` tokens, and responses of full length, all with a signal: a step seldom takes as long.
     """
@@ -169,7 +169,7 @@ def forecast(config: Config, name: str, prompt_tokens: int) -> str:
         shape = shape_of(AutoConfig.from_pretrained(name, trust_remote_code=config.trust_remote_code))
     except (OSError, ValueError):  # an adapter, or nothing that can be loaded: who loads it says so
         return ""
-    if shape is None or shape.weights < SMALL:
+    if shape is None or not SMALL <= shape.weights <= LARGE:
         return ""
     machine, where = (GPU, "an H200") if torch.cuda.is_available() else (this_cpu(), "this CPU")
     B, G, T = config.batch_prompts, config.group_size if config.recipe.rollouts else 1, config.max_new_tokens

@@ -28,7 +28,7 @@ import tasks
 from harness.console import Parser, fail, first_line
 from maths.equations import TOKEN, plain, value
 
-GOAL = re.compile(r"(-?\d+) from (\d+(?:, ?\d+)*)", re.ASCII)
+GOAL = re.compile(r"(-?\d{1,9}) from (\d{1,9}(?:, ?\d{1,9}){0,9})", re.ASCII)
 LONGEST = 200  # characters of an expression
 MOST_NUMBERS, MOST_TOTAL = 6, 99  # a search over 7 numbers takes minutes
 TRIES = 400  # for each problem that is asked for; small forms run out of questions

@@ -11,6 +11,7 @@ python -m analysis.experiments.worlds    from results/worlds, into it
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ def draw_ahead(runs: pd.DataFrame) -> Figure:
             ax.set(title=f"{world}, {unit} ({' or '.join(map(str, seeds))} seeds)", xlabel="accuracy minus dr_grpo's")
             ax.grid(alpha=0.3, axis="x")
             ax.xaxis.set_major_locator(MaxNLocator(5))
-    figure.suptitle(ahead_message(runs, worlds), fontsize=11)
+    figure.suptitle(textwrap.fill(ahead_message(runs, worlds), 100), fontsize=11)
     return figure
 
 
@@ -107,7 +108,7 @@ def ahead_message(runs: pd.DataFrame, worlds: list[str]) -> str:
         sure = {label: mean for label, (mean, half, _) in gaps.items() if label != "dr_grpo" and mean - half > 0}
         names = ", ".join(f"{label} {mean:+.3f}" for label, mean in sorted(sure.items(), key=lambda pair: -pair[1]))
         lines.append(f"In {world}, ahead of dr_grpo with an interval above 0: {names or 'nobody'}")
-    return "\n".join(lines)
+    return ". ".join(lines)
 
 
 # ---------------------------------------------------------------------------------------- when does masking pay?
