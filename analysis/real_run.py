@@ -29,7 +29,7 @@ import pandas as pd
 from analysis.run_folders import read_run
 from analysis.stats import markdown, signed_interval, t_interval
 from harness.checkpoint import find_checkpoint
-from harness.console import Parser, fail, visible
+from harness.console import Parser, fail, one_line, visible
 from maths import puzzles
 
 METHODS = ("dr_grpo", "dagrpo")
@@ -114,12 +114,15 @@ def make_data(plan: Plan, out: Path, train: str | None, test: str | None) -> Pat
     if not plan.puzzle:
         if not train or not test:
             fail("this plan needs --train FILE and --test FILE: JSONL, JSON or parquet, for example GSM8K's two")
-        shutil.copyfile(test, data / f"{TEST}{Path(test).suffix}")
+        with one_line("--train and --test must be files that can be read", OSError):
+            shutil.copyfile(test, data / f"{TEST}{Path(test).suffix}")
+            Path(train).open("rb").close()
         return Path(train)
     kind, sizes, largest = plan.puzzle
     rows_needed = plan.sft_batch * (plan.sft_steps + plan.more_sft)  # no demonstration twice
     for name, split, count in (("train", "train", max(rows_needed, 2000)), (TEST, "test", plan.problems)):
-        rows = puzzles.rows(kind, sizes, count, split, largest=largest)
+        with one_line("--problems, --steps", ValueError):  # there are not so many
+            rows = puzzles.rows(kind, sizes, count, split, largest=largest)
         (data / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return data / "train.jsonl"
 

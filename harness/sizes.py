@@ -141,7 +141,7 @@ def shape_of(described: Any) -> Shape | None:
     text = described.get_text_config()
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     found = [getattr(text, name, None) for name in names]
-    if not all(isinstance(number, int) for number in found):
+    if not all(isinstance(number, int) and number > 0 for number in found):
         return None
     vocabulary, width, layers, heads, mlp = found
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
@@ -167,7 +167,7 @@ def forecast(config: Config, name: str, prompt_tokens: int) -> str:
     """
     try:
         shape = shape_of(AutoConfig.from_pretrained(name, trust_remote_code=config.trust_remote_code))
-    except (OSError, ValueError):  # an adapter, or nothing that can be loaded: who loads it says so
+    except Exception:  # an adapter, or nothing that can be loaded: who loads it says so
         return ""
     if shape is None or not SMALL <= shape.weights <= LARGE:
         return ""

@@ -31,6 +31,7 @@ SHOWN = {  # world -> what it is about, the lines of its row, and its third colu
     "plain": ("plain: levels from easy to hard", ORDER[:4], "kept_fraction"),
     "unseen": ("unseen: levels that the start never saw", (*ORDER[:3], "luffy"), "no_signal_groups"),
 }  # fmt: skip
+MEASURES = {"accuracy": "trained level", "ood mean": "out of distribution"}  # of ahead.png
 UNITS = {
     "reward": "reward: share of responses\nthat are right",
     "response_length": "response length, tokens",
@@ -82,9 +83,7 @@ def draw_ahead(runs: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(10, 0.9 + 2.9 * len(worlds)), layout="constrained")
     for row, world in zip(figure.subplots(len(worlds), 2, squeeze=False, sharey="row"), worlds, strict=True):
         labels = [label for label in dict.fromkeys(runs["label"]) if label != "dr_grpo"]
-        for ax, (column, unit) in zip(
-            row, {"accuracy": "trained level", "ood mean": "out of distribution"}.items(), strict=True
-        ):
+        for ax, (column, unit) in zip(row, MEASURES.items(), strict=True):
             found = {label: ahead(runs, world, label, "dr_grpo", column) for label in labels}
             found = {label: gap for label, gap in found.items() if gap[2] > 1}
             for y, (label, (mean, half, _)) in enumerate(found.items()):

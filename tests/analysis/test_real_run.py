@@ -63,7 +63,14 @@ def test_differences_are_paired_by_problem_over_the_mean_of_seeds(tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--plan", "gpu"], "this plan needs --train FILE and --test FILE"), (["--steps", "0"], "must be at least 1")],
+    [
+        (["--plan", "gpu"], "this plan needs --train FILE and --test FILE"),
+        (
+            ["--plan", "gpu", "--train", "no.jsonl", "--test", "no.jsonl"],
+            "must be files that can be read: No such file",
+        ),
+        (["--steps", "0"], "must be at least 1"),
+    ],
 )
 def test_a_mistake_is_one_line(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit):

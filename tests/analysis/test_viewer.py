@@ -5,6 +5,7 @@ import math
 import random
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,8 @@ from helpers_viewer import (
 import dagrpo
 from analysis import pushes, viewer
 from dagrpo import METHODS
+
+LESSONS = Path(__file__).resolve().parents[2] / "lessons" / "groups"
 
 # ---------------------------------------------------------------------------------------- what Python writes
 
@@ -264,3 +267,10 @@ def test_a_note_takes_the_place_of_what_is_left_out(tmp_path):
     run = write_run(tmp_path / "run", [make_record(["a", "b"], [1.0, 0.0], [9, 2], group=g) for g in range(3)])
     viewer.main([str(run), "--limit", "1", "--note", "One of three <groups>."])
     assert page_data(run / "viewer.html")["notices"] == ["One of three <groups>."]
+
+
+@pytest.mark.parametrize("page", sorted(LESSONS.glob("*.html")), ids=lambda page: page.stem)
+def test_the_pages_of_the_lessons_are_todays_page(page):
+    """Who changes viewer.html writes them again, with the commands in lessons/README.md."""
+    before, _, after = viewer.render({}, viewer.TEMPLATE.read_text(encoding="utf-8")).partition("{}</script>")
+    assert page.read_text(encoding="utf-8").startswith(before) and page.read_text(encoding="utf-8").endswith(after)
