@@ -58,8 +58,8 @@ class Plan:
 
     @property
     def more_sft(self) -> int:
-        """Steps of SFT with the cost of a method: to sample a row costs as much as to learn from one."""
-        return round(self.steps * self.prompts * self.group_size * 4 / (self.sft_batch * 2))
+        """Steps of SFT with the cost of a method: to learn from a row takes three passes, to sample it one more."""
+        return round(self.steps * self.prompts * self.group_size * 4 / (self.sft_batch * 3))
 
 
 PLANS = {
@@ -89,9 +89,9 @@ class Stage:
         return f"{self.name.replace(' ', '_')}_{self.seed}"
 
     def work(self, plan: Plan) -> int:
-        """Rows that are sampled or learned from, for what is left to do."""
-        learned = self.steps * (plan.sft_batch * 2 if self.method == "sft" else plan.prompts * plan.group_size * 4)
-        return learned + plan.problems * 5 * 2
+        """Passes of a row through the model: the unit of the time that is left."""
+        rows = plan.sft_batch * 3 if self.method == "sft" else plan.prompts * plan.group_size * 4
+        return self.steps * rows + plan.problems * 5
 
 
 def stages(plan: Plan) -> list[Stage]:
@@ -120,7 +120,7 @@ def make_data(plan: Plan, out: Path, train: str | None, test: str | None) -> Pat
         return Path(train)
     kind, sizes, largest = plan.puzzle
     rows_needed = plan.sft_batch * (plan.sft_steps + plan.more_sft)  # no demonstration twice
-    for name, split, count in (("train", "train", max(rows_needed, 2000)), (TEST, "test", plan.problems)):
+    for name, split, count in (("train", "train", max(rows_needed, 4000)), (TEST, "test", plan.problems)):
         with one_line("--problems, --steps", ValueError):  # there are not so many
             rows = puzzles.rows(kind, sizes, count, split, largest=largest)
         (data / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")

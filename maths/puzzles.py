@@ -31,7 +31,7 @@ from maths.equations import TOKEN, plain, value
 GOAL = re.compile(r"(-?\d{1,9}) from (\d{1,9}(?:, ?\d{1,9}){0,9})", re.ASCII)
 LONGEST = 200  # characters of an expression
 MOST_NUMBERS, MOST_TOTAL = 6, 99  # a search over 7 numbers takes minutes
-TRIES = 400  # for each problem that is asked for; small forms run out of questions
+TRIES = 10_000  # draws in a row without a new problem, then there are no more; small forms run out of questions
 
 
 # ---------------------------------------------------------------------------------------- Countdown
@@ -144,12 +144,11 @@ def rows(kind: str, sizes: list[int], count: int, split: str, seed: int = 0, lar
     for size, wanted in zip(sizes, per_size, strict=True):
         rng, before = random.Random(f"{kind} {split} {size} {largest} {seed}"), len(made)
         draw = partial(KINDS[kind], rng, size, largest)
-        for _ in range(TRIES * wanted):
-            if len(made) - before == wanted:
-                break
-            row = draw()
-            if tasks.split_of(row["problem"]) == split:
-                made.setdefault(row["problem"], row)
+        misses = 0  # draws since the last new problem
+        while len(made) - before < wanted and misses < TRIES:
+            row, misses = draw(), misses + 1
+            if tasks.split_of(row["problem"]) == split and row["problem"] not in made:
+                made[row["problem"]], misses = row, 0
         if len(made) - before < wanted:
             raise ValueError(f"there are no {wanted} different {kind} of size {size} up to {largest} in {split}")
     drawn = list(made.values())

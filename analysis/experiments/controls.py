@@ -9,6 +9,8 @@ reason apart. None is part of DaGRPO; train.py knows none of them: a control is 
     score_noise=SIGMA  Gaussian noise on S: how bad may a judge be before masking hurts? (methods that mask)
     mask=KIND          other ways to spend the scores than Eq. 8-9: masks.py (dr_grpo)
     own_score=KIND     S from what sampling knows, without a judge: own_scores.py (dagrpo_on, built-in task)
+    positives          the rows with A > 0 alone: what do negatives do? (methods without a mask)
+    sft_bug=KIND       SFT as two bugs make it: sft_bugs.py (sft)
     flawed_steps       anchors whose steps are wrong and whose answer is right: does the mask shield the update?
     flawed_answer      anchors whose answer is wrong too (built-in task; methods with anchors)
 
@@ -31,6 +33,7 @@ import scoring
 import train
 from analysis.experiments.masks import MASKS, other_mask
 from analysis.experiments.own_scores import OWN, own_score
+from analysis.experiments.sft_bugs import BUGS, sft_bug
 from dagrpo import group_advantages, rectification_mask
 from harness.config import Config, parse
 from harness.console import fail
@@ -39,6 +42,11 @@ from tasks import Problem, solve
 
 WRONG, CARRIED, DROPPED, SWAPPED = "wrong result", "wrong, carried", "dropped", "swapped"  # of `corrupt`
 FLAWS = ("steps", "answer")
+
+
+def positives(groups: Groups) -> Groups:
+    """Rows with A > 0 alone. The divisor still counts all rows, as with a mask."""
+    return replace(groups, keep=groups.keep & (groups.advantages > 0))
 
 
 def random_mask(groups: Groups) -> Groups:
@@ -125,7 +133,8 @@ def _number(text: str) -> int | str:
 
 # ---------------------------------------------------------------------------------------- the command line
 
-KINDS = ("random_mask", "score_as_reward", "score_noise", "own_score", "mask", *(f"flawed_{flaw}" for flaw in FLAWS))
+CHOICES = {"mask": MASKS, "own_score": OWN, "sft_bug": BUGS}  # what may stand behind KIND=
+KINDS = ("random_mask", "score_as_reward", "score_noise", "positives", *CHOICES, *(f"flawed_{flaw}" for flaw in FLAWS))
 
 
 def run(name: str, argv: list[str]) -> None:
@@ -133,22 +142,19 @@ def run(name: str, argv: list[str]) -> None:
     kind, _, value = name.partition("=")
     config = parse(argv)
     check(kind, config)
-    if kind.startswith("flawed_"):
-        control = partial(flawed, flaw=kind.removeprefix("flawed_"))
-    elif kind == "score_noise":
-        control = partial(score_noise, sigma=read_sigma(value), delta=config.delta)
-    elif kind == "mask":
-        if value not in MASKS:
-            fail(f"mask={value}: choose from {', '.join(MASKS)}, as in mask=pairs")
-        control = partial(other_mask, kind=value, delta=config.delta)
-    elif kind == "own_score":
-        if value not in OWN:
-            fail(f"own_score={value}: choose from {', '.join(OWN)}, as in own_score=sure")
-        control = partial(own_score, kind=value, delta=config.delta)
-    elif kind == "score_as_reward":
-        control = partial(score_as_reward, delta=config.delta)
-    else:
-        control = partial(random_mask)
+    if kind in CHOICES and value not in CHOICES[kind]:
+        fail(f"{kind}={value}: choose from {', '.join(CHOICES[kind])}, as in {kind}={next(iter(CHOICES[kind]))}")
+    sigma, delta = read_sigma(value) if kind == "score_noise" else 0.0, config.delta
+    control = {
+        "random_mask": partial(random_mask),
+        "score_as_reward": partial(score_as_reward, delta=delta),
+        "score_noise": partial(score_noise, sigma=sigma, delta=delta),
+        "positives": partial(positives),
+        "mask": partial(other_mask, kind=value, delta=delta),
+        "own_score": partial(own_score, kind=value, delta=delta),
+        "sft_bug": partial(sft_bug, kind=value),
+        **{f"flawed_{flaw}": partial(flawed, flaw=flaw) for flaw in FLAWS},
+    }[kind]
     control.__name__ = name  # what config.json says
     handed_in = {"demonstrate" if kind.startswith("flawed_") else "change": control}
     train.main(argv, **handed_in, score_all=kind in ("score_as_reward", "mask"))
@@ -172,7 +178,9 @@ def check(kind: str, config: Config) -> None:
         fail(f"{kind} is for methods that mask: {config.method} does not")
     if kind == "own_score" and (not config.recipe.rectify or config.recipe.anchors or config.data):
         fail(f"own_score is for a mask without demonstrations on the built-in task, dagrpo_on: not {config.method}")
-    if kind in ("score_as_reward", "mask") and (config.recipe.rectify or not config.recipe.rollouts):
+    if kind == "sft_bug" and config.recipe.rollouts:
+        fail(f"sft_bug is for sft: {config.method} has rollouts")
+    if kind in ("score_as_reward", "mask", "positives") and (config.recipe.rectify or not config.recipe.rollouts):
         fail(f"{kind} is for methods with rewards and without a mask, such as dr_grpo: not {config.method}")
     if kind.startswith("flawed_") and (not config.recipe.anchors or config.data):
         fail(f"{kind} is for methods with demonstrations on the built-in task: not {config.method} {config.data or ''}")

@@ -13,6 +13,10 @@ What is asked, fixed before the first run of a world:
     noise       in `guess` with Gaussian noise on S of 1, 2, 3 and 4, dagrpo_on, 3 seeds: how good must a judge be?
     masks       in `guess`, dr_grpo with `soft` and `pairs` of masks.py at dagrpo_on's rate, 10 seeds: docs/beyond.md
     own         in `guess` and `plain`, dagrpo_on with scores that need no judge, 10 seeds: docs/beyond.md
+    audit       in `guess`, sft with each of two bugs at sft's rate, and hpt at dagrpo's, 10 seeds: are mixed methods
+                ahead of SFT only where it is broken (2604.23747)?
+    ratio       in `guess`, grpo, rgra (no ratio, no clip), reinforce (no baseline) and grpo's positives alone with 1, 2
+                and 4 updates a batch, at the rate of grpo, 3 seeds: which of them can be left out (2603.18756)?
 
 Rates and length follow a trial in `guess` (dr_grpo, seed 100): at 1e-4 and 3e-4 the reward stayed at a guesser's third,
 while at 3e-5 it still rose after 200 steps. So 150 steps are a budget, not an end.
@@ -43,6 +47,7 @@ import tasks
 from analysis.experiments.masks import MASKS
 from analysis.experiments.outcomes import BIN, collect, finished, missing, read_rows, start_result
 from analysis.experiments.processes import Job, call, side_by_side
+from analysis.experiments.sft_bugs import BUGS
 from harness.console import Parser, fail
 from harness.warm_start import of_world, warm_start_folder
 
@@ -55,6 +60,7 @@ PILOT = (("dr_grpo", "dr_grpo", ""), ("dagrpo_on", "dagrpo_on", ""), ("random ma
 MODULI = {2: "guess2", 5: "guess5", 10: "guess10"}  # worlds like `guess`
 SIGMAS = ("1", "2", "3", "4")
 OWN_SCORES = ("sure", "fluent", "steps")
+UPDATES = ("1", "2", "4")  # a batch
 OUT = "results/worlds"
 SETTINGS = ["--steps", str(STEPS), "--save-every", "50", "--keep", "3", "--show-every", "0"]
 SETTINGS += ["--log-rollouts-every", str(BIN)]
@@ -74,9 +80,10 @@ def grid(world: str, rates: dict[str, str]) -> list[Job]:
         for rate in RATES
     ]
 
-    def add(stage: str, label: str, method: str, seeds: int = SEEDS, at: str = world, **more: str) -> None:
-        rate = ("--lr", rates.get(more.pop("rate_of", method), "?"))
-        jobs.extend(Job(at, stage, label, method, seed, rate, **more) for seed in range(seeds))
+    def add(stage: str, label: str, method: str, seeds: int = SEEDS, at: str = world, rate_of: str = "",
+            flags: tuple[str, ...] = (), **more: str) -> None:  # fmt: skip
+        flags = ("--lr", rates.get(rate_of or method, "?"), *flags)
+        jobs.extend(Job(at, stage, label, method, seed, flags, **more) for seed in range(seeds))
 
     if world == "guess":
         for label, method, control in PILOT:
@@ -95,6 +102,14 @@ def grid(world: str, rates: dict[str, str]) -> list[Job]:
             add("noise", f"dagrpo_on, noise {sigma}", "dagrpo_on", FEWER_SEEDS, control=f"score_noise={sigma}")
         for kind in MASKS:
             add("masks", kind, "dr_grpo", control=f"mask={kind}", rate_of="dagrpo_on")
+        for kind in BUGS:
+            add("audit", f"sft, {kind}", "sft", control=f"sft_bug={kind}")
+        add("audit", "hpt", "hpt", rate_of="dagrpo")
+        for updates in UPDATES:
+            flags = ("--updates-per-batch", updates)
+            for method in ("grpo", "rgra", "reinforce"):
+                add("ratio", f"{method}, {updates} updates", method, FEWER_SEEDS, flags=flags, rate_of="grpo")
+            add("ratio", f"positives, {updates} updates", "grpo", FEWER_SEEDS, flags=flags, control="positives")
     if world in ("guess", "plain"):
         for kind in OWN_SCORES:
             add("own", f"own score {kind}", "dagrpo_on", control=f"own_score={kind}")
@@ -155,7 +170,7 @@ def run_stage(jobs: list[Job], root: Path, workers: int) -> None:
         side_by_side(works, f"{jobs[0].world}, {jobs[0].stage}", workers)
 
 
-STAGES = ("pilot", "sweep", "main", "controls", "guessable", "noise", "masks", "own")
+STAGES = ("pilot", "sweep", "main", "controls", "guessable", "noise", "masks", "own", "audit", "ratio")
 
 
 def main(argv: list[str] | None = None) -> None:

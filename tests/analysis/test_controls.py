@@ -4,6 +4,7 @@ train.py takes them."""
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,6 +43,13 @@ def test_a_random_mask_is_random_over_the_rows_of_a_side():
     share = sum(controls.random_like(A, keep).double() for _ in range(3000)) / 3000
     expected = torch.tensor([[1 / 3] * 3 + [2 / 3] * 3], dtype=torch.float64)
     torch.testing.assert_close(share, expected, atol=0.05, rtol=0)
+
+
+def test_positives_are_the_rows_above_their_group():
+    A = torch.tensor([[0.5, 0.5, -0.5, -0.5], [0.0, 0.0, 0.0, 0.0]])
+    groups = groups_of(A, torch.full_like(A, 5.0))
+    kept = controls.positives(replace(groups, keep=torch.ones_like(groups.keep))).keep
+    assert kept.tolist() == [[True, True, False, False], [False] * 4]
 
 
 def test_noise_has_its_size_and_stays_in_range():
@@ -173,6 +181,9 @@ def test_training_takes_flawed_anchors_and_scores_against_the_right_demonstratio
         ("score_as_reward", ["--method", "sft"], "methods with rewards"),
         ("score_as_reward", ["--method", "dagrpo"], "without a mask"),
         ("flawed_steps", ["--method", "dagrpo_on"], "methods with demonstrations"),
+        ("positives", ["--method", "dagrpo_on"], "without a mask"),
+        ("sft_bug=lost", ["--method", "dagrpo"], "has rollouts"),
+        ("sft_bug=none", ["--method", "sft"], "choose from lost, means"),
     ],
 )
 def test_a_control_that_cannot_work_is_refused(capsys, tmp_path, control, given, why):
