@@ -44,6 +44,17 @@ def test_tensorboard_has_every_step_once_also_after_resuming(tiny_folder, tmp_pa
 
 
 @pytest.mark.extra
+def test_tensorboard_replaces_steps_that_a_killed_run_had_not_saved(tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for step, rewards in ((0, {1: 0.1, 2: 0.2, 3: 0.3}), (1, {2: 0.6})):  # killed after 3; saved after 1
+        with board("tensorboard", tmp_path, {}, step) as report:
+            for n, reward in rewards.items():
+                report({"step": n, "reward": reward})
+    shown = reader.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("reward")
+    assert [(event.step, round(event.value, 3)) for event in shown] == [(1, 0.1), (2, 0.6)]
+
+
+@pytest.mark.extra
 def test_wandb_offline_needs_no_account(tiny_folder, tmp_path, monkeypatch, even_is_right):
     pytest.importorskip("wandb")
     for name, value in {"MODE": "offline", "SILENT": "true", "CONSOLE": "off"}.items():

@@ -76,7 +76,10 @@ def test_the_forecast_is_the_formula_on_the_models_own_shape(tmp_path, monkeypat
     assert shape.weights == pytest.approx(described.num_parameters(), rel=0.01)  # but for Qwen's biases
     said = sizes.forecast(config, str(folder), prompt_tokens=40)
     tokens = 2 * (40 + 4 * 64)
-    step = sum(sizes.seconds(shape, sizes.Setting(2, 4, 40, 64, tokens, checkpointing=True), sizes.this_cpu()).values())
+    setting = sizes.Setting(2, 4, 40, 64, tokens, checkpointing=True)
+    step = sum(sizes.seconds(shape, setting, sizes.this_cpu()).values())
+    assert tokens < config.micro_batch_tokens, "a micro-batch is no larger than the batch"
+    assert f"{sizes.peak(sizes.memory(shape, setting, 4)) / 1e9:.1f} GB of memory" in said
     assert f"{step:,.1f} s a step on this CPU" in said and "at most 512 tokens of responses a step" in said
     assert said.count("\n") == 1
 
