@@ -35,6 +35,7 @@ from maths import puzzles
 METHODS = ("dr_grpo", "dagrpo")
 TEST = "unseen"  # the name of the benchmark
 HOW = {"greedy": "0", "sampled": "4"}  # --k of eval.py
+SFT_PASSES, RL_PASSES = 3, 2.5  # of a row: 3 to learn from it; 1 to sample it, and half are learned from
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,13 @@ class Plan:
 
     @property
     def more_sft(self) -> int:
-        """Steps of SFT with the cost of a method: to learn from a row takes three passes, to sample it one more."""
-        return round(self.steps * self.prompts * self.group_size * 4 / (self.sft_batch * 3))
+        """Steps of SFT with the cost of a method."""
+        return round(self.steps * self.prompts * self.group_size * RL_PASSES / (self.sft_batch * SFT_PASSES))
 
 
 PLANS = {
     "laptop": Plan(
-        "chains of sums in English, two CPU cores", 10, 16, "1e-5", 60, 4, 8, 48, "1e-5", 2, 200,
+        "chains of sums in English, two CPU cores", 24, 16, "1e-5", 60, 4, 8, 48, "1e-5", 2, 200,
         puzzle=("chains", [3, 4, 5], 20), more=("--updates-per-batch", "1"),
     ),
     "gpu": Plan(
@@ -90,8 +91,8 @@ class Stage:
 
     def work(self, plan: Plan) -> int:
         """Passes of a row through the model: the unit of the time that is left."""
-        rows = plan.sft_batch * 3 if self.method == "sft" else plan.prompts * plan.group_size * 4
-        return self.steps * rows + plan.problems * 5
+        sft, rl = plan.sft_batch * SFT_PASSES, plan.prompts * plan.group_size * RL_PASSES
+        return round(self.steps * (sft if self.method == "sft" else rl) + plan.problems * 5)
 
 
 def stages(plan: Plan) -> list[Stage]:
