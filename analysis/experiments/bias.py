@@ -82,7 +82,7 @@ def expected(p: float) -> tuple[float, float, float]:
     """The closed forms of a question: bias, ratio, and ratio after resampling.
 
     >>> [round(x, 3) for x in expected(0.5)], [round(x, 3) for x in expected(0.01)]
-    ([0.0, 0.875, 0.882], [0.119, 0.875, 11.322])
+    ([0.0, 0.875, 0.882], [0.119, 0.875, 11.326])
     """
     s = 1 - p**G - (1 - p) ** G
     return (p - p**G) / s - p, 1 - 1 / G, (1 - 1 / G) / s
