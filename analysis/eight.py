@@ -1,9 +1,9 @@
 """The page of `python dagrpo.py`: two groups of eight under a few recipes, from rewards to the push on each token.
 
-In group a, scoring.EXAMPLE, half of the responses are right; in group b none is. Rewards R and scores S are what
-scoring.py gives them. First the policy is still the one that sampled, so that all ratios are 1. Then comes the second
-of two updates on the batch, at ratios of 1, 0.75 and 1.35 in turn, so that one can see what a clip does. Where a recipe
-has anchors, the last response of a group is the demonstration, and nobody sampled it.
+In group a, scoring.EXAMPLE, half of the responses are right; in group b none is. Rewards R and scores S come from
+scoring.py. In the first update the policy is still the one that sampled, so that all ratios are 1. In the second update
+on the same batch, ratios are 1, 0.75 and 1.35 in turn, so that you can see what a clip does. Where a recipe has
+anchors, the last response of a group is the demonstration, which the policy did not sample.
 
     python dagrpo.py               the families of recipes, and dagrpo compared with dr_grpo
     python dagrpo.py dapo gspo     one recipe, or several to compare
@@ -12,6 +12,7 @@ has anchors, the last response of a group is the demonstration, and nobody sampl
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from functools import cache
 
@@ -33,14 +34,14 @@ HARD = (  # a group in which all are wrong
     "#49",
     "37+48=85;85-26=61;#61",
 )
-RATIOS = (1.0, 0.75, 1.35)  # of the second update's tokens, in turn
+RATIOS = (1.0, 0.75, 1.35)  # of the tokens in the second update, in turn
 LOGP = -0.3  # of every token, now: p = 0.74
 MAX_NEW_TOKENS = 24
 PAIR = (0, 3)  # a right and a wrong response that share most of their text
 
 
 def texts_of(recipe: Recipe) -> list[list[str]]:
-    """Both groups' responses. Without anchors an eighth wrong one is in the demonstration's place in group b."""
+    """The responses of both groups. Without anchors, group b has an eighth wrong one in place of the demonstration."""
     return [list(EXAMPLE), [*HARD, EXAMPLE[-1] if recipe.anchors else "#60"]]
 
 
@@ -51,29 +52,29 @@ def scored(text: str) -> tuple[float, float]:
 
 
 def entropies(text: str, width: int) -> list[float]:
-    """Where a policy hesitates, in nats: at the first digit of a result most, at the second less, elsewhere hardly."""
+    """Made-up entropies in nats: highest at the first digit of a result, lower at the second, near 0 elsewhere."""
     after = [text[t - 1 : t] in ("=", "#") for t in range(width)]
     return [0.9 if after[t] else 0.6 if after[t - 1] else 0.1 for t in range(width)]
 
 
 @dataclass(frozen=True)
 class View:
-    """Both groups under a recipe, B = 2 and G = 8. Of rows that a recipe does not have, all is 0."""
+    """Both groups under a recipe, B = 2 and G = 8. Rows that the recipe does not have are all 0."""
 
     texts: list[list[str]]
     R: Tensor  # (B, G)
     S: Tensor  # (B, G)
     A: Tensor  # (B, G)
     keep: Tensor  # (B, G)
-    there: Tensor  # (B, G) bool: in sft a group is its demonstration alone
+    there: Tensor  # (B, G) bool: the rows that the recipe has; in sft only the demonstration
     is_anchor: Tensor  # (B, G)
     push: Tensor  # (B, G, T)  -dloss/dlogp
     clipped: Tensor  # (B, G, T)
-    weighed: Tensor  # (B, G, T) bool: tokens that weigh something
+    weighed: Tensor  # (B, G, T) bool: tokens that count, with a weight above 0
 
 
 def look(recipe: Recipe, moved: bool = False, delta: float = 3.0) -> View:
-    """The two groups as one batch and one update, at ratio 1 or, `moved`, at RATIOS."""
+    """The two groups as one batch and one update, at ratio 1 or, if `moved`, at RATIOS."""
     texts = texts_of(recipe)
     R, S = torch.tensor([[scored(text) for text in group] for group in texts]).unbind(2)  # (B, G) each
     rows = [text for group in texts for text in group]  # N
@@ -119,7 +120,7 @@ def as_view(
     update: Update,
     trained: Tensor,
 ) -> View:
-    """What the update says of the rows that are there, (n, ...), as (B, G, ...)."""
+    """Puts the update's values of the n rows that are `there` in their places, (B, G, ...); the others are 0."""
     chosen, T = there.flatten(), trained.shape[1]
 
     def spread(x: Tensor) -> Tensor:
@@ -152,7 +153,7 @@ def note(recipe: Recipe, view: View, b: int, i: int) -> str:
     if view.A[b, i] == 0:
         return "A = 0"
     if not view.weighed[b, i].any():
-        return "its group learns from the demonstration" if recipe.mu else "no token of it counts"
+        return "its group learns from the demonstration" if recipe.mu else "none of its tokens count"
     if n == length and not push.any():
         return "all clipped" if recipe.ratio != "sequence" else "its one ratio is clipped"
     if n and recipe.ratio == "detached" and not recipe.trust:
@@ -168,11 +169,11 @@ def note(recipe: Recipe, view: View, b: int, i: int) -> str:
 def groups() -> None:
     print("Question 37+48-26=, answer 59. R: the verifier's reward. S: the fine-grained score.\n")
     for b, group in enumerate(texts_of(METHODS["dagrpo"])):
-        print(("Group a: half of it is right", "\nGroup b: nobody is right but the demonstration")[b])
+        print(("Group a: half of the responses are right", "\nGroup b: only the demonstration is right")[b])
         for i, text in enumerate(group):
             (R, S), demonstration = scored(text), "(the demonstration)" if i == 7 else ""
             print(f"  {'ab'[b]}{i}  R {R:.0f}  S {S:4.1f}  {text:23s}{demonstration}".rstrip())
-    print("\nRecipes without anchors have #60 for b7, and a7 as if it had been sampled.")
+    print("\nRecipes without anchors have #60 as b7, and take a7 as if it had been sampled.")
 
 
 def families() -> None:
@@ -192,7 +193,7 @@ def short(a: float) -> str:
 
 
 def advantages(names: list[str]) -> None:
-    print("\n1. Advantage A of each response (Eq. 1, 12). [ ]: masked. A group of equal rewards has A = 0: only a")
+    print("\n1. Advantage A of each response (Eq. 1, 12). [ ]: masked. In a group of equal rewards A is 0; only a")
     print("   demonstration changes that\n")
     print(" " * 15 + "".join(f"{f'{group}{i}':>7s}" for group in "ab" for i in range(8)))
     for name in names:
@@ -208,7 +209,7 @@ def why_masked(name: str) -> None:
     print(f"\n   Why {name} keeps or masks in group a (Eq. 8-9, delta = 3)\n")
     for i, why in enumerate(reasons(view.A[:1], view.S[:1])[0]):
         print(f"     a{i}  {why}")
-    print("\n   a1 is right, and masked: nobody learns from it. Yet it sets the bar for the wrong ones, because Eq. 9")
+    print("\n   a1 is right, but masked: the update ignores it. Yet it sets the bar for the wrong ones, because Eq. 9")
     print("   compares with the worst positive, masked or not: only what scores at most 4.5 - 3 is pushed down.")
 
 
@@ -265,20 +266,22 @@ def main(argv: list[str] | None = None) -> None:
     for name in names:
         if METHODS[name].rectify and (len(names) < 6 or name == "dagrpo"):
             why_masked(name)
-    print("\n2. Ratio 1: the first update on a batch, nothing has moved. Push on each response, the sum of its tokens'")
+    print("\n2. Ratio 1: the first update on a batch. Push on each response, the sum of its tokens'")
     print("   -dloss/dlogp, in thousandths (Eq. 4, 10, 13)\n")
     by_response(names, moved=False)
     print(
-        f"\n   and on each token of a{PAIR[0]} and a{PAIR[1]}, which share most of their text. The net push on shared"
+        f"\n   and on each token of a{PAIR[0]} and a{PAIR[1]}, which share most of their text. Eq. 6 is about the net"
     )
-    print("   ones is what Eq. 6 is about: where signs are opposite and lengths equal it cancels, exactly. A mask,")
-    print("   or token weights, change that.")
+    print("   push on shared tokens: with opposite signs and equal lengths, the pushes cancel exactly. A mask or token")
+    print("   weights change that.")
     by_token(names, moved=False)
     print("\n3. The second update on the batch: ratios are 1, 0.75 and 1.35 in turn. Push on each response\n")
     by_response(names, moved=True)
-    print("\n   and on each token. c: clipped, or out of the trust region")
+    print("\n   and on each token. c: clipped, or outside the trust region")
     by_token(names, moved=True)
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # so that `python dagrpo.py | head` ends quietly
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     main()
