@@ -1,7 +1,7 @@
 # make demo: watch DaGRPO train next to Dr. GRPO, then look at the curves.   make test: the tests.
 # Both set up everything they need: a virtual environment in .venv with the versions pinned in requirements.txt.
 
-# PIP_ARGS goes to pip, for example to take a CPU build of PyTorch from the index that PyTorch names for it.
+# PIP_ARGS is passed to pip, for example to install a CPU build of PyTorch from PyTorch's own index (see README.md).
 PYTHON ?= python3
 PIP_ARGS ?=
 PY := .venv/bin/python
@@ -23,7 +23,7 @@ demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (ab
 	$(PY) -m analysis.curves $(DEMO_METHODS:%=$(DEMO)/%) --out $(DEMO)/figures
 	$(PY) -m analysis.table $(DEMO_METHODS:%=$(DEMO)/%) --baseline "$(DEMO)/start.json:warm start"
 	@echo "The curves: $(DEMO)/figures/curves.png. One seed each is no verdict: docs/experiments.md says what more seeds show."
-	@echo "Next: look inside the groups with  $(PY) -m analysis.viewer $(DEMO)/dagrpo_on  or at one of eight with  $(PY) dagrpo.py"
+	@echo "Next: look inside the groups with  $(PY) -m analysis.viewer $(DEMO)/dagrpo_on  or at two worked ones with  $(PY) dagrpo.py"
 
 lessons: .venv/ready-extra  ## the six notebooks, in Jupyter
 	cd lessons && ../$(PY) -m jupyter lab 1_a_group.ipynb
@@ -44,32 +44,32 @@ figures: .venv/ready  ## redraw every figure in results/ from its CSV, and print
 	$(PY) -m analysis.bench.sizes
 	$(PY) -m analysis.weights --from-csv results/weights/weights.csv
 
-test: .venv/ready  ## the tests (about 5 minutes)
+test: .venv/ready  ## the tests (3 to 6 minutes)
 	$(PY) -m pytest -m "not extra"
 
-test-all: test .venv/ready-extra  ## and those that kill processes, need an extra or real data, and the notebooks; skips are listed
+test-all: test .venv/ready-extra  ## also tests that kill processes or need extras or real data, and the notebooks; lists skips
 	$(PY) -m pytest -m extra -rs
 	$(PY) -m pytest --nbmake lessons
 
-lint: .venv/ready  ## ruff
+lint: .venv/ready  ## check the code with ruff
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-format: .venv/ready  ## let ruff lay out the code
+format: .venv/ready  ## format the code with ruff
 	$(PY) -m ruff format .
 
-clean-demo:  ## forget the demo's runs, so that the next make demo trains again
+clean-demo:  ## delete the demo's runs, so that the next make demo trains again
 	rm -rf runs/demo
 
 LOCK := uv pip compile --universal --python-version 3.11 --no-header --no-annotate pyproject.toml
-lock:  ## pin what pyproject.toml asks for to the newest versions (needs uv)
+lock:  ## pin the newest versions that pyproject.toml allows (needs uv)
 	$(LOCK) --extra dev -o requirements.txt
 	$(LOCK) --all-extras -o requirements-extra.txt
 	sed -i -E '/^(nvidia-|cuda-|triton)/d' requirements.txt requirements-extra.txt  # torch pins its own
 
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "This needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+		{ echo "$(PYTHON) is missing or older than 3.11; name another Python: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r requirements.txt
 	@touch $@

@@ -2,12 +2,12 @@
 
     G_mix = G_on U G_off        Eq. 11, mixed groups; Eq. 12 then takes the baseline over G_mix (dagrpo.py)
 
-An anchor is a row like any other from here on: it has a reward, a score and an advantage, and Eq. 8-9 may mask it. What
-differs is its importance ratio (dagrpo.Recipe.anchor_ratio), because nobody sampled it from the policy.
+An anchor is a row like any other from here on: it has a reward, a score and an advantage, and Eq. 8-9 may mask it. Only
+its importance ratio differs (dagrpo.Recipe.anchor_ratio), because nobody sampled it from the policy.
 
 Where the paper is silent: a group keeps its size. With G = 8 a prompt with a usable anchor gets 7 rollouts and the
-anchor, a prompt without one gets 8 rollouts (LUFFY's recipe). Or, with anchors in hard groups only, 8 are sampled and
-the anchor takes the last one's place where none is right. Without rollouts (SFT) the anchor is the whole group.
+anchor, a prompt without one gets 8 rollouts (LUFFY's recipe). If only hard groups get anchors, 8 are sampled, and where
+none is right the anchor replaces the last one. Without rollouts (SFT) the anchor is the whole group.
 
     python anchors.py    which of a few demonstrations are usable, and why the others are not
 """
@@ -36,11 +36,11 @@ class Anchor:
 def prepare_anchors(
     policy: Policy, problems: list[Problem], max_new_tokens: int, keep_wrong: bool = False
 ) -> tuple[list[Anchor | None], Counter[str]]:
-    """Each problem's anchor, or None, and how many were "usable", "missing", "wrong" and "too long".
+    """Each problem's anchor, or None; and how many were "usable", "missing", "wrong" and "too long".
 
-    A demonstration that verify() calls wrong is rejected; `keep_wrong` keeps it, for the ablation of what Eq. 9 does
+    A demonstration that verify() calls wrong is rejected. `keep_wrong` keeps it, for the ablation of what Eq. 9 does
     with a wrong anchor. One that does not fit into `max_new_tokens`, end token included, is rejected and not cut: an
-    anchor without its end would teach never to stop.
+    anchor without its end token would teach the policy never to stop.
     """
     anchors: list[Anchor | None] = []
     counts: Counter[str] = Counter()
@@ -61,28 +61,28 @@ def prepare_anchors(
 
 
 def rollout_counts(anchors: list[Anchor | None], group_size: int, when: str) -> list[int]:
-    """How many rollouts each of B prompts needs: one fewer where its anchor is sure to take a place.
+    """How many rollouts each of B prompts needs: one fewer where an anchor is sure to take a place (`when="always"`).
 
-    With `when="hard"` all are sampled first; then the anchor takes the last one's place where none is right.
+    With `when="hard"` all are sampled first; then `only_hard` decides which groups get their anchor.
     """
     return [group_size - 1 if anchor and when == "always" else group_size for anchor in anchors]
 
 
 def only_hard(anchors: list[Anchor | None], rewards: torch.Tensor, gate: int = 0) -> list[Anchor | None]:
-    """The anchors of hard groups alone: at most `gate` rollouts are right, by rewards (B, G) of 0 and 1."""
+    """The anchors of hard groups, None for others. Hard: at most `gate` rollouts are right, by rewards (B, G)."""
     right = rewards.sum(dim=1).tolist()
     return [anchor if count <= gate else None for anchor, count in zip(anchors, right, strict=True)]
 
 
 def mix(policy: Policy, rollouts: Rollouts, anchors: list[Anchor | None], group_size: int) -> Rollouts:
-    """Eq. 11: the rollouts with anchors[b] as the last row of group b, every group of `group_size` rows.
+    """Eq. 11: the rollouts with anchors[b] as the last row of group b; every group then has `group_size` rows.
 
-    A group that is one short gets its anchor as a further row; in a full group the anchor takes the last rollout's
-    place. Raises ValueError if a group has another size, or is one short and has no anchor.
+    A group that is one row short gets its anchor as a further row; in a full group the anchor replaces the last
+    rollout. Raises ValueError if a group has another size, or is one row short and has no anchor.
     """
     sizes = torch.bincount(rollouts.group, minlength=len(rollouts.problems)).tolist()
     if any(size != group_size and not (size == group_size - 1 and a) for size, a in zip(sizes, anchors, strict=True)):
-        raise ValueError(f"groups of {sizes} rollouts cannot be mixed to {group_size} rows")
+        raise ValueError(f"groups of {sizes} rollouts cannot be mixed to {group_size} rows: see rollout_counts")
     if not any(anchors):
         return rollouts
     last = torch.tensor(sizes).cumsum(0) - 1  # (B,) index of each group's last rollout

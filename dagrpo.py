@@ -9,7 +9,7 @@ docs/methods.md teaches them one by one. Where the papers are silent, or we depa
 
 Letters: B prompts, G responses per prompt, N = B*G rows, T completion tokens. Row n belongs to group n // G.
 
-    python dagrpo.py    a group of eight under these recipes: what is kept and why, and the push on each token
+    python dagrpo.py    two groups of eight under a few recipes: what is kept and why, and the push on each token
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ class Recipe:
 
     paper: str
     scale: Literal["none", "group", "mean", "batch", "batch_centred"] = "none"  # what R - baseline is divided by
-    ratio: Literal["token", "sequence", "geometric", "soft", "detached", "one"] = "token"  # of a rollout's tokens
+    ratio: Literal["token", "sequence", "geometric", "soft", "detached", "one"] = "token"  # pi / pi_old of rollouts
     divisor: Literal["constant", "sequence", "tokens"] = "constant"  # Eq. 10 divides by |o|, Section 6 does not
-    clip: tuple[float, ...] = (0.8, 1.2)  # least and largest ratio with a gradient; a third: the largest for A < 0
-    trust: tuple[str, float] | None = None  # DPPO, instead of a clip: "tv" or "kl" of a token, and its largest value
+    clip: tuple[float, ...] = (0.8, 1.2)  # lower and upper bound of the ratio; a third: the upper bound for A < 0
+    trust: tuple[str, float] | None = None  # DPPO, instead of a clip: a token's "tv" or "kl", and its limit
     rollouts: bool = True  # False: a group is its demonstration alone, and nothing is sampled (SFT)
     baseline: Literal["mean", "leave_one_out", "none", "constant"] = "mean"  # what R is compared with; constant: A = 1
     rectify: bool = False  # DaGRPO's mechanism 1, Eq. 8-9
     anchors: bool = False  # DaGRPO's mechanism 2, Eq. 11: a demonstration takes one place of the group
     anchor_ratio: Literal["one", "shaped", "log", "phi"] = "one"  # Eq. 13 writes none: 1; LUFFY, SFT, CHORD: surrogate
     mu: float | None = None  # anchors stay outside Eq. 12: A = 1, and the loss is (1 - mu) rollouts + mu anchors
-    gate: int | None = None  # HPT: an anchor only in groups with at most so many right rollouts
+    gate: int | None = None  # HPT: an anchor only in groups with at most this many right rollouts
     entropy_bonus: float = 0.0  # added to the objective, with gradient
-    entropy_penalty: float = 0.0  # taken off the advantage, without
+    entropy_penalty: float = 0.0  # subtracted from the advantage, without gradient
     entropy_limit: float = INF  # rows whose mean entropy is above it are left out
-    top_entropy: float = 1.0  # this share of the update's tokens, those of highest entropy; the others weigh 0
-    stale_limit: float = INF  # rows with A < 0 whose log-probs have fallen further, in the mean, are left out
+    top_entropy: float = 1.0  # only this share of the update's tokens counts, those of highest entropy
+    stale_limit: float = INF  # rows with A < 0 whose mean log-prob has fallen by more are left out
     conflict_tokens: bool = False  # GTPO: shared tokens count double in positives, not at all in negatives
-    resample_rounds: int = 0  # DAPO: a group of equal rewards is sampled again, at most so often
+    resample_rounds: int = 0  # DAPO: a group of equal rewards is sampled again, at most this often
     kl: Literal["k1", "k2", "k3", "k3_ratio"] = "k3"  # how KL is estimated, if there is a KL term
 
     @property
-    def couples_groups(self) -> bool:  # does what a group is pushed by depend on what is in the other groups?
+    def couples_groups(self) -> bool:  # does the push on a group depend on the other groups?
         return "batch" in self.scale or self.divisor == "tokens" or self.top_entropy < 1 or self.mu is not None
 
 
-# The clip is 0.2 where a line does not say where its numbers come from: the authors' text (paper) or code (script).
+# A comment says where a line's numbers come from: the authors' text (paper) or code (script). The usual clip is 0.2.
 # fmt: off
 METHODS = {
     # 1. Advantages           paper         scale            ratio        divisor     clip, and what else it has
@@ -102,7 +102,7 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Update:
-    """All that the loss reads of the N rows of an update but the log-probs; built once, then cut into micro-batches."""
+    """What the loss reads of an update's N rows, besides the trained log-probs. Built once, then cut by `rows`."""
 
     advantages: Tensor  # (N,)    A, Eq. 1/12
     keep: Tensor  # (N,)    bool, Eq. 8-9 (all True for recipes without a sequence mask)
@@ -113,22 +113,22 @@ class Update:
     logp_ref: Tensor | None = None  # (N, T)  log-probs under the reference, if there is a KL term
 
     def rows(self, index: Tensor) -> Update:
-        """The same update's rows `index`, cut to t, the longest completion among them; nothing is recomputed."""
+        """The rows `index` (n,) as a micro-batch, cut to their longest completion (t). Weights are not recomputed."""
         t = int(self.mask[index].sum(dim=1).max())
         parts = ((field.name, getattr(self, field.name)) for field in fields(self))
         return Update(**{name: x if x is None else x[index] if x.dim() == 1 else x[index, :t] for name, x in parts})
 
     def log_ratio(self, logp: Tensor) -> Tensor:
-        """log pi / pi_old, (N, T). Nobody sampled pads and anchors: 0 there, so that their NaN never enters."""
+        """log(pi / pi_old), (N, T). 0 on padding and on anchors, which nobody sampled: their NaN never enters."""
         return torch.where(self.mask & ~self.is_anchor[:, None], logp - self.logp_old, 0.0)
 
 
 def group_advantages(rewards: Tensor, scale: str = "none", baseline: str = "mean",
                      apart: Tensor | None = None) -> Tensor:  # fmt: skip
-    """Eq. 1 and 12: advantages (B, G) of rewards (B, G), the whole rollout batch's; a group holds its anchors.
+    """Eq. 1 and 12: advantages (B, G) from the rewards (B, G) of the whole rollout batch, anchors included.
 
-    Rows `apart`, bool (B, G), never a group's first, are compared with nothing: A = 1. Groups of equal rewards get 0,
-    exactly, but not with baseline "none". Raises ValueError for an unknown choice, and for rewards that it cannot take.
+    Rows `apart`, bool (B, G), never a group's first, are compared with nothing: A = 1. Groups of equal rewards get
+    exactly 0, except with baseline "none". Raises ValueError for an unknown choice, G < 2, or scale "mean" with R < 0.
     """
     if baseline == "constant":
         return torch.ones_like(rewards)
@@ -138,7 +138,7 @@ def group_advantages(rewards: Tensor, scale: str = "none", baseline: str = "mean
     size = (~apart).sum(dim=1, keepdim=True)  # (B, 1)
     mean = rewards.masked_fill(apart, 0.0).sum(dim=1, keepdim=True) / size
     centred = (rewards - mean).masked_fill(apart, 0.0)  # (B, G)
-    known = ~(apart | centred.isnan())  # NaN: a reward of the group could not be had
+    known = ~(apart | centred.isnan())  # NaN: a reward of the group is missing
     differences = {"mean": centred, "leave_one_out": centred * size / (size - 1), "none": rewards}
     spreads = {  # stds are unbiased, plus 1e-4, as TRL has them; those of the batch are over all groups
         "group": lambda: (centred.square().sum(dim=1, keepdim=True) / (size - 1)).sqrt() + 1e-4, "none": lambda: 1.0,
@@ -146,17 +146,17 @@ def group_advantages(rewards: Tensor, scale: str = "none", baseline: str = "mean
         "mean": lambda: mean.where(mean > 0, 1.0),
     }  # fmt: skip
     if scale not in spreads or baseline not in differences or (scale == "mean" and (rewards < 0).any()):
-        raise ValueError(f"unknown scale {scale!r} or baseline {baseline!r}, or a reward below 0 and scale 'mean'")
+        raise ValueError(f"unknown scale {scale!r} or baseline {baseline!r}, or a reward below 0 with scale 'mean'")
     no_signal = ((rewards == rewards[:, :1]) | apart).all(dim=1, keepdim=True) & (baseline != "none")  # (B, 1)
     return (differences[baseline] / spreads[scale]()).masked_fill(no_signal, 0.0).masked_fill(apart, 1.0)
 
 
 def rectification_mask(advantages: Tensor, scores: Tensor, delta: float = 3.0) -> Tensor:
-    """Eq. 8-9: which responses are distinct enough to learn from, bool (B, G), True = keep.
+    """Eq. 8-9: which responses are distinct enough to learn from, bool (B, G), True = keep. A and S are (B, G).
 
     A positive (A > 0) stays if its score S is at least `delta` above the best negative's, a negative (A < 0) if its
-    score is at least `delta` below the worst positive's, and both if there is no other side. A = 0 is never kept. A NaN
-    score (not to be had) masks its whole group if its A != 0. Raises ValueError for delta < 0 and for other shapes.
+    score is at least `delta` below the worst positive's. If one side is empty, the other stays. A = 0 is never kept. If
+    a response with A != 0 has no score (NaN), all of its group is masked. ValueError for delta < 0 or other shapes.
 
     >>> A, S = torch.tensor([[0.5, 0.5, -0.5, -0.5]]), torch.tensor([[10.0, 4.5, 5.5, 1.0]])
     >>> rectification_mask(A, S, delta=3.0)
@@ -164,7 +164,7 @@ def rectification_mask(advantages: Tensor, scores: Tensor, delta: float = 3.0) -
     """
     if not delta >= 0 or advantages.shape != scores.shape or advantages.dim() != 2:
         raise ValueError(
-            f"delta {delta} must be >= 0; {advantages.shape} and {scores.shape} must both be the same (B, G)"
+            f"delta {delta} must be >= 0; A {advantages.shape} and S {scores.shape} must both be the same (B, G)"
         )
     positive, negative = advantages > 0, advantages < 0  # (B, G)  G+ and G-
     best_negative = scores.masked_fill(~negative, -INF).amax(dim=1, keepdim=True)  # (B, 1)
@@ -176,8 +176,8 @@ def rectification_mask(advantages: Tensor, scores: Tensor, delta: float = 3.0) -
 def conflict_weights(advantages: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """GTPO's token weights (N, T) from advantages (B, G), tokens (N, T) and their mask (N, T).
 
-    A token that a positive and a negative of its group share at its position, together with all before it (counted from
-    the start) or all after it (from the end), is in conflict: it weighs 2 in positives, 0 in negatives. Others weigh 1.
+    A token is in conflict if a positive and a negative of its group share it and all before it, place by place, or it
+    and all after it, counted from the end. It then weighs 2 in positives, 0 in negatives. Other tokens weigh 1.
     """
     shape = (*advantages.shape, tokens.shape[1])
     tokens, mask = tokens.view(shape), mask.view(shape)  # (B, G, T)
@@ -208,10 +208,10 @@ def divisor_weights(mask: Tensor, divisor: str, max_new_tokens: int) -> Tensor:
 def build_update(recipe: Recipe, advantages: Tensor, keep: Tensor, tokens: Tensor, mask: Tensor, logp_old: Tensor,
                  entropy_old: Tensor, is_anchor: Tensor, max_new_tokens: int, start_entropy: float = INF,
                  logp_ref: Tensor | None = None) -> Update:  # fmt: skip
-    """What stays the same while micro-batches run. advantages, keep: (B, G); is_anchor: (N,); other tensors: (N, T)."""
+    """All that an update's micro-batches share. advantages, keep: (B, G); is_anchor: (N,); other tensors: (N, T)."""
     weight = divisor_weights(mask, recipe.divisor, max_new_tokens)  # (N, T)
     sampled = mask & ~is_anchor[:, None]  # (N, T)
-    if recipe.mu is not None:  # CHORD, HPT: each part has a divisor of its own; a group without an anchor is rollouts
+    if recipe.mu is not None:  # CHORD, HPT: each part has its own divisor; without an anchor a group's rollouts weigh 1
         shown = is_anchor.view_as(advantages).any(dim=1, keepdim=True)  # (B, 1)
         part = (1 - recipe.mu * shown).expand_as(advantages).reshape(-1, 1)  # (N, 1)
         anchors = divisor_weights(mask & ~sampled, "tokens", max_new_tokens) * recipe.mu * shown.sum() / len(shown)
@@ -230,9 +230,9 @@ def build_update(recipe: Recipe, advantages: Tensor, keep: Tensor, tokens: Tenso
 
 
 def surrogate(logp: Tensor, update: Update, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Ratio times advantage, bounded as the recipe says: (N, T), and which tokens that deprives, bool (N, T).
+    """Ratio times advantage, bounded as the recipe says, (N, T); and which tokens are clipped or dropped, bool (N, T).
 
-    `logp` (N, T) are the log-probs being trained. At ratio 1 the gradient of each term is A * grad log pi (Eq. 4).
+    `logp` (N, T) are the log-probs being trained. At ratio 1 the gradient of a rollout term is A * grad log pi (Eq. 4).
     """
     A, (low, high, cap) = update.advantages[:, None], (*recipe.clip, INF)[:3]  # (N, 1)
     unit = (logp - logp.detach()).exp()  # its value is 1, its gradient that of log pi
@@ -245,20 +245,20 @@ def surrogate(logp: Tensor, update: Update, recipe: Recipe) -> tuple[Tensor, Ten
     elif recipe.ratio == "soft":  # SAPO: a gate with slope 1 at ratio 1 that closes on both sides, sooner for A < 0
         tau = torch.where(A > 0, 1.0, 1.05)
         objective = 4 / tau * torch.sigmoid(tau * (ratio - 1)) * A
-    elif recipe.ratio == "geometric":  # GMPO: each token is clipped, on A's side, then comes the mean
+    elif recipe.ratio == "geometric":  # GMPO: first each token is clipped on A's side, then the mean is taken
         bounded = torch.where(A > 0, log_ratio.clamp(max=math.log(high)), log_ratio.clamp(min=math.log(low)))
         objective = (bounded.sum(dim=1, keepdim=True) / length).exp() * A
-    else:  # Eq. 2. min, for both signs of A: it never rewards going past the clip, and always punishes coming from it
+    else:  # Eq. 2. min for both signs of A: past the clip A pushes no further, on the wrong side it still pulls back
         objective = torch.minimum(ratio.clamp(max=cap) * A, ratio.clamp(low, high) * A)
     dropped = (A < 0) & (-row_mean > recipe.stale_limit)  # (N, 1)  DeepSeek-V3.2
-    if recipe.trust:  # DPPO: how far has a token moved in A's direction? As a coin: this token or another
+    if recipe.trust:  # DPPO: has p moved too far in A's direction? kl is that of a coin: this token or another
         p, p_old = logp.detach().exp(), (logp - log_ratio).detach().exp()  # (N, T)
         kl = (1 - p_old) * ((1 - p_old + 1e-8) / (1 - p + 1e-8)).log() - p_old * log_ratio.detach()
         distance = {"tv": (p - p_old).abs(), "kl": kl}[recipe.trust[0]]
         dropped, clipped = dropped | (((p - p_old) * A > 0) & (distance > recipe.trust[1])), False
     objective, clipped = torch.where(dropped, 0.0, objective), dropped | clipped
     if recipe.anchors:
-        p = logp.exp()  # LUFFY: unlikely tokens are pushed hardest. SFT: log p. CHORD: tokens that are neither
+        p = logp.exp()  # LUFFY (shaped) pushes hardest at p = 0.1, CHORD (phi) at p = 0.5, SFT (log) equally
         shapes = {"one": unit, "shaped": p / (p + 0.1), "log": logp, "phi": (p * (1 - p)).detach() * logp}
         objective = torch.where(update.is_anchor[:, None], shapes[recipe.anchor_ratio] * A, objective)
     return objective.expand_as(logp), clipped & update.mask & (update.keep & ~update.is_anchor)[:, None]
@@ -266,10 +266,10 @@ def surrogate(logp: Tensor, update: Update, recipe: Recipe) -> tuple[Tensor, Ten
 
 def policy_loss(logp: Tensor, update: Update, recipe: Recipe, entropy: Tensor | None = None,
                 kl_beta: float = 0.0) -> Tensor:  # fmt: skip
-    """Eq. 13 and its neighbours: the loss () of these rows; over the rows of an update, micro-batch losses add up.
+    """Eq. 13 and its neighbours: the loss, a scalar, of these rows. Micro-batch losses add up to the update's loss.
 
     `logp` (N, T), and `entropy` (N, T) if the recipe has an entropy bonus, are of the policy now, with gradient. Do not
-    watch the value: at ratio 1, as A is centred, it is about 0 while its gradient is not. Watch the reward.
+    watch the loss: at ratio 1 it is about 0, because A is centred, while its gradient is not 0. Watch the reward.
     """
     objective, _ = surrogate(logp, update, recipe)  # (N, T)
     objective = torch.where(update.keep[:, None], objective, 0.0)  # Eq. 10: the mask; N in the divisor stays
@@ -281,18 +281,18 @@ def policy_loss(logp: Tensor, update: Update, recipe: Recipe, entropy: Tensor | 
 
 
 def kl_estimate(logp: Tensor, update: Update, kind: str) -> Tensor:
-    """KL(pi || pi_ref) per token, (N, T), 0 on anchors. Not all have the KL's own gradient: docs/methods.md."""
+    """KL(pi || pi_ref) per token, (N, T), 0 on anchors. Not every `kind` has the KL's own gradient: docs/methods.md."""
     d = update.logp_ref - logp
-    k3 = torch.expm1(d) - d  # never below 0, as exp(d) - d - 1 is for small d, in fp32
+    k3 = torch.expm1(d) - d  # never below 0; exp(d) - d - 1 can be, for small d in fp32
     kl = {"k1": -d, "k2": d.square() / 2, "k3": k3, "k3_ratio": update.log_ratio(logp).exp() * k3}[kind]
     return kl.masked_fill(update.is_anchor[:, None], 0.0)
 
 
 def signal_rows(update: Update, recipe: Recipe, kl_beta: float = 0.0) -> Tensor:
-    """Which rows can have a gradient at all, bool (N,): the others need no forward pass, and no gradient changes."""
+    """Which rows can have a gradient, bool (N,). The others need no forward pass: skipping them changes no gradient."""
     signal = (update.keep & (update.advantages != 0)) | (recipe.entropy_bonus > 0)
     return signal | ~update.is_anchor if kl_beta else signal
 
 
-if __name__ == "__main__":  # the page has a room of its own: this file can be copied as it is
+if __name__ == "__main__":  # the page is made in analysis/, so that this file can be copied as it is
     runpy.run_module("analysis.eight", run_name="__main__")

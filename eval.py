@@ -1,22 +1,22 @@
 """How good a policy is: avg@k with 95 % intervals, pass@k, and on the built-in task greedy accuracy level by level.
 
-    greedy   the likeliest token each time, one response per problem: no luck in it, and no diversity
+    greedy   the likeliest token each time, one response per problem: no luck, and no diversity
     avg@k    k sampled responses per problem: the share that is right, averaged over the problems. It estimates pass@1,
              the chance that one sampled response is right.
     pass@j   the chance that at least one of j sampled responses is right, estimated without bias from k >= j of them
 
-Benchmarks of the built-in task; the problems are the same for every policy and every seed. Greedy, and avg@4 at
-temperature 1: that is the distribution that was trained.
+Benchmarks of the built-in task. Their problems are the same for every policy and every seed. They are asked greedily,
+and 4 times at temperature 1 (avg@4), which is the distribution that was trained:
     test         the levels of training, questions that no training has seen
     ood          longer chains and larger numbers: the warm start has seen a few, RL none
-    validation   as test, other questions: to choose settings by, so that test stays unseen
+    validation   like test, with other questions: choose settings by these, so that test stays unseen
 
-The paper's nine, from the hub or as NAME.parquet or .jsonl of `problem, answer` in --benchmark-dir. Asked as the paper
-does (Section 6): temperature 0.6, top-p 1, at most 8,192 tokens; avg@32 on the first three, one response on the others:
+The paper's nine, from the hub, or from --benchmark-dir as NAME.parquet or NAME.jsonl with `problem` and `answer`. As in
+Section 6: temperature 0.6, top-p 1, at most 8,192 tokens; avg@32 on the first three, one response on the others:
     aime24 aime25 amc math500 minerva olympiadbench        mathematics, as in training
     arc_c gpqa_diamond mmlu_pro                            multiple choice, out of distribution
-Each response goes into a file next to --out; a stopped evaluation goes on where it was (harness/responses.py). Any
-other file NAME in --benchmark-dir is asked like these, once. With --k 0 all are asked greedily.
+Each response is kept in a file next to --out, so a stopped evaluation can go on (harness/responses.py). Any other file
+NAME in --benchmark-dir is asked in the same way, one response per problem. With --k 0 all are asked greedily.
 
     python eval.py --model runs/dagrpo
     python eval.py --benchmarks test --limit 50 --k 0       the warm start, greedily: ten seconds
@@ -37,7 +37,7 @@ import torch
 
 from harness import evaluation
 
-if __name__ == "__main__":  # --help and a mistyped flag are answered before all else is imported, which takes seconds
+if __name__ == "__main__":  # --help and a mistyped flag are answered before the other imports, which take seconds
     evaluation.read_flags(sys.argv[1:], __doc__)
 
 import fast
@@ -54,18 +54,18 @@ from tasks import Problem
 
 @dataclass(frozen=True)
 class Answers:
-    """What one way of answering, greedy or sampled, came to on the problems of a level or of a benchmark."""
+    """The results of one way of answering, greedy or sampled, on the problems of a level or of a benchmark."""
 
-    accuracy: float  # of sampled responses: avg@k, the estimate of pass@1
+    accuracy: float  # if sampled: avg@k, the estimate of pass@1
     low: float  # 95 % interval of the accuracy
     high: float
     length: float  # mean tokens of a response, end token included
-    ended: float  # share that came to its end token within max_new_tokens
+    ended: float  # share of responses with an end token within max_new_tokens
 
 
 @dataclass(frozen=True)
 class LevelResult:
-    """Of a level of a built-in benchmark."""
+    """The results on one level of a built-in benchmark."""
 
     level: str
     problems: int
@@ -75,7 +75,7 @@ class LevelResult:
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """Of a whole benchmark that is not built in: k sampled responses to each problem; k = 0: one, greedily."""
+    """The results on a benchmark that is not built in: k sampled responses per problem, or one greedy one if k = 0."""
 
     problems: int
     k: int
@@ -98,7 +98,7 @@ def evaluate(
     name: str = "",
     path: ModuleType = fast,
 ) -> list[LevelResult]:
-    """Asks every problem once greedily and, unless k is 0, k times at the temperature. One result per level.
+    """Asks every problem once greedily and, unless k is 0, samples k times at the temperature. One result per level.
 
     The same seed and batch give the same responses on the same machine; torch's random state is left as it was.
     """
@@ -133,7 +133,7 @@ def evaluate_sampled(
     overwrite: bool,
     path: ModuleType = fast,
 ) -> BenchmarkResult:
-    """Asks every problem of a benchmark k times; responses that the file `kept` holds are not sampled again."""
+    """Asks every problem of a benchmark k times. Responses in the file `kept` are not sampled again. Ctrl-C exits."""
     try:
         found = responses.collect(policy, problems, settings, kept, overwrite, path)
     except KeyboardInterrupt:
@@ -149,7 +149,7 @@ def evaluate_sampled(
 
 
 def wilson(right: float, n: float) -> tuple[float, float]:
-    """The 95 % Wilson interval of a share: `right` of `n`. Unlike mean +- 1.96 sd it has a width at 0 and at n too.
+    """The 95 % Wilson interval of the share right / n. Unlike mean +- 1.96 sd, it has a width even at 0 and at n.
 
     >>> [round(x, 3) for x in (*wilson(0, 10), *wilson(8, 10))]
     [0.0, 0.278, 0.49, 0.943]
@@ -161,23 +161,23 @@ def wilson(right: float, n: float) -> tuple[float, float]:
 
 
 def interval(right: torch.Tensor) -> tuple[float, float]:
-    """The 95 % interval of the accuracy, from right (n, k): Wilson's, for as many responses as these are worth.
+    """The 95 % interval of the accuracy, from right (n, k): Wilson's, at the effective sample size, `worth`.
 
-    Problems are the unit, not responses: k responses to one problem are more or less right or wrong together, so they
-    tell less of the next problem than k problems would. The spread of the problems' own means shows how much less: that
-    of k independent responses would be p (1 - p) / k. So they are worth between n and n * k.
+    The unit is the problem: the k responses to one problem tend to be right or wrong together, so they say less about
+    the next problem than responses to k problems would. The variance of the problems' means shows how much less: for
+    independent responses it would be p (1 - p) / k. The effective sample size is between n and n * k.
     """
     n, k = right.shape
     p, spread = right.mean().item(), right.mean(dim=1).var(correction=0).item()
-    worth = n * min(max(p * (1 - p) / spread, 1.0), k) if spread > 0 else n  # no spread to judge by: the safe side
+    worth = n * min(max(p * (1 - p) / spread, 1.0), k) if spread > 0 else n  # no spread: take the least
     return wilson(p * worth, worth)
 
 
 def pass_at(right: torch.Tensor, j: int) -> float:
-    """The chance that one of j responses is right, from right (n, k), k >= j: the mean of 1 - C(k-c, j) / C(k, j).
+    """The chance that at least one of j responses is right, from right (n, k), k >= j: mean of 1 - C(k-c, j) / C(k, j).
 
-    c is how many of a problem's k responses are right. The fraction is the share of all choices of j of the k that
-    holds no right one, so no j is wasted; the naive 1 - (1 - c/k)^j is too low (Chen et al. 2021, arXiv 2107.03374).
+    c is how many of a problem's k responses are right. The fraction is the share of the choices of j from these k
+    that hold no right one. The naive 1 - (1 - c/k)^j is too low (Chen et al. 2021, arXiv 2107.03374).
 
     >>> pass_at(torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]]), 2)
     0.25
@@ -188,7 +188,7 @@ def pass_at(right: torch.Tensor, j: int) -> float:
 
 
 def summarise(right: torch.Tensor, length: torch.Tensor, ended: torch.Tensor) -> Answers:
-    """From (n, k) each."""
+    """Means, and the interval of the accuracy, from tensors (n, k)."""
     accuracy, tokens, share = (values.mean().item() for values in (right, length, ended))
     return Answers(accuracy, *interval(right), tokens, share)
 
@@ -197,7 +197,7 @@ def summarise(right: torch.Tensor, length: torch.Tensor, ended: torch.Tensor) ->
 
 
 def table(results: dict[str, list[LevelResult]], k: int) -> str:
-    """What is printed: a line a level, and their mean."""
+    """The printed table of built-in benchmarks: one line per level, and the mean over levels."""
 
     def cells(part: Answers) -> str:
         share = f"{part.accuracy:.3f} [{part.low:.2f}, {part.high:.2f}]"
@@ -216,7 +216,7 @@ def table(results: dict[str, list[LevelResult]], k: int) -> str:
 
 
 def table_sampled(results: dict[str, BenchmarkResult]) -> str:
-    """What is printed of benchmarks that are not built in: a line each."""
+    """The printed table of benchmarks that are not built in: one line each."""
     head = f"{'avg@k = pass@1 [95 %]':>22s} {'tokens':>7s} {'ended':>6s}"
     lines = [f"{'benchmark':14s} {'problems':>8s} {'k':>6s}   {head}   pass@j"]
     for name, result in results.items():
@@ -230,7 +230,7 @@ def table_sampled(results: dict[str, BenchmarkResult]) -> str:
 
 
 def show(settings: evaluation.Settings, results: dict[str, list[LevelResult] | BenchmarkResult]) -> None:
-    """Prints the tables of what was run: of the built-in benchmarks, of the others, and the paper's Table 1."""
+    """Prints tables of what was run: built-in benchmarks, the others, and the paper's nine as a row of its Table 1."""
     levels = {name: result for name, result in results.items() if isinstance(result, list)}
     sampled = {name: result for name, result in results.items() if isinstance(result, BenchmarkResult)}
     if levels:
@@ -260,7 +260,7 @@ def main(argv: list[str] | None = None) -> None:
             results[name] = evaluate_sampled(policy, asked, given, kept, settings.overwrite, path)
             part = {"settings": given, "skipped": skipped, **asdict(results[name])}
         if slow := worker.take_timeouts():  # of those that were checked now
-            print(f"{name}: {slow} answers took the verifier over {worker.LIMIT:g} s: wrong", file=sys.stderr)
+            print(f"{name}: {slow} answers took over {worker.LIMIT:g} s to verify: counted as wrong", file=sys.stderr)
         parts[name] = {"seconds": round(time.perf_counter() - begin, 2), **part}
     show(settings, results)
     if out:

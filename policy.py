@@ -4,7 +4,7 @@ Any causal language model of transformers can be the policy: a hub id or a folde
 Weights that are trained are fp32 everywhere; a GPU multiplies in bf16 (`placement`).
 
 The paper starts from Qwen2.5-Math-7B; no part of the method depends on which model it is. Here a run without --model
-starts from a small one that the project trains first: harness/warm_start.py.
+starts from the warm start, a small model of the project's own: harness/warm_start.py.
 
     python policy.py    loads the warm start, shows how it encodes a problem, and what it answers
 """
@@ -27,7 +27,7 @@ from transformers.utils import logging as hf_logging
 from harness import loading
 from harness.console import fail, need
 
-hf_logging.disable_progress_bar()  # of loading and saving: they would break ours
+hf_logging.disable_progress_bar()  # bars of loading and saving would break ours
 NO_END = "no token ends a response: give the tokenizer an eos_token"
 
 
@@ -37,11 +37,11 @@ class Policy:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    autocast_dtype: torch.dtype | None = None  # of matrix products; None: that of the weights
-    checkpointing: bool = False  # activations are computed again in the backward pass
+    autocast_dtype: torch.dtype | None = None  # of matrix products; None: the weights' dtype
+    checkpointing: bool = False  # gradient checkpointing: the backward pass computes activations again
 
     def autocast(self) -> AbstractContextManager:
-        """Goes around every forward pass, sampling and learning alike."""
+        """The context of every forward pass, in sampling and in learning."""
         return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
     @property
@@ -53,9 +53,9 @@ class Policy:
     def end_ids(self) -> tuple[int, ...]:
         """The tokens that end a response; the first is the one that demonstrations are trained with.
 
-        Chat models end a turn with a token of its own (<end_of_turn>, <|end|>), which need not be the tokenizer's eos.
-        So three are asked: the chat template, the tokenizer, and the model's generation_config. What the latter names
-        counts only if it is an added token: from a config without a tokenizer, it may be any word.
+        Chat models end a turn with a special token (<end_of_turn>, <|end|>), which need not be the tokenizer's eos. So
+        three sources are asked: the chat template, the tokenizer, and the model's generation_config. An id in the last
+        one counts only if it is an added token: a config that was made without a tokenizer may name any word.
         """
         own = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         listed = own if isinstance(own, list) else [own]
@@ -79,7 +79,7 @@ class Policy:
     def encode_prompt(self, question: str) -> list[int]:
         """The prompt's token ids: the chat template where the tokenizer has one, else the question as it is.
 
-        Without a template, a tokenizer that begins every text with a BOS token does so here: base models such as
+        Without a template, a BOS token comes first if the tokenizer puts one before every text: base models such as
         Gemma's and Llama 3's have never seen a text without it.
         """
         if self.tokenizer.chat_template:
@@ -95,20 +95,20 @@ class Policy:
         return [*self.encode_text(text), self.eos_id]
 
     def encode_text(self, text: str) -> list[int]:
-        """Text as data: a control token that is written out in it, like <|im_end|>, is not one."""
+        """Text as data: a control token written out in it, such as <|im_end|>, becomes ordinary tokens."""
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     @cached_property
     def token_ids(self) -> tuple[int, list[int]]:
-        """How many ids there are up to the last one that has a token, and which of them have none."""
+        """How many ids there are up to the last one with a token, and which of these ids have no token."""
         known = set(self.tokenizer.get_vocab().values())
         return max(known) + 1, sorted(set(range(max(known))) - known)
 
     def of_tokens(self, logits: Tensor) -> Tensor:
-        """Logits (..., V) of ids that have a token, from the model's (..., outputs): sampled and trained alike.
+        """Logits (..., V) of ids with a token, from the model's logits (..., outputs), for sampling and for learning.
 
         Vocabularies are padded (Qwen2.5: 151,936 outputs, 151,665 tokens). An id without a token decodes to nothing, so
-        the text that is scored would not be what was sampled. Outputs behind the last token are cut off, others -inf.
+        the text that is scored would not be what was sampled. Ids after the last token are cut off, gaps become -inf.
         """
         size, gaps = self.token_ids
         logits = logits[..., :size]
@@ -116,13 +116,13 @@ class Policy:
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that the chat template puts behind a turn of the assistant; None if there is no such thing."""
+    """The token that the chat template puts after the assistant's turn; None if it puts none."""
     if not tokenizer.chat_template:
         return None
     chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
     try:
         text = tokenizer.apply_chat_template(chat, tokenize=False)
-    except TemplateError:  # for a prompt alone
+    except TemplateError:  # the template takes a prompt only
         return None
     _, found, behind = text.rpartition("ANSWER")
     ids = tokenizer.encode(behind.strip(), add_special_tokens=False)
@@ -130,7 +130,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def pad_left(policy: Policy, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as one tensor (n, P), padded on the left, and its mask (n, P)."""
+    """Rows of token ids as one tensor (n, P), padded on the left, and its mask, bool (n, P)."""
     width = max(map(len, rows))
     ids = torch.tensor([[policy.pad_id] * (width - len(row)) + list(row) for row in rows], device=policy.device)
     lengths = torch.tensor([len(row) for row in rows], device=policy.device)
@@ -140,24 +140,24 @@ def pad_left(policy: Policy, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Ten
 def positions_of(attention: Tensor) -> Tensor:
     """Positions (n, tokens) of a left-padded batch: counted from the first real token.
 
-    The trap: models with absolute positions see another row if padding counts.
+    The trap: if padding counted, a model with absolute positions would see another row.
     """
     return (attention.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def transformer(model: PreTrainedModel) -> PreTrainedModel:
-    """The model of transformers, also inside LoRA's wrapper."""
+    """The transformers model itself, without LoRA's wrapper if it has one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def save_policy(policy: Policy, folder: Path) -> None:
-    """Model and tokenizer as an ordinary folder that from_pretrained loads; of a model with LoRA the adapter alone."""
+    """Writes model and tokenizer to a folder that from_pretrained loads; of a model with LoRA, only the adapter."""
     policy.model.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
 
 
 def resolve_model(name: str) -> str:
-    """A run folder, or its checkpoint, as the model folder inside it; a hub id as it is.
+    """The model folder inside a run folder or a checkpoint; other names, such as hub ids, unchanged.
 
     Ends the program with one line if `name` can only be a path and holds no model.
     """
@@ -173,7 +173,7 @@ def resolve_model(name: str) -> str:
 
 
 def load_tokenizer(name: str, trust: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of what `load_policy` would load, for what can be checked before a model is there."""
+    """The tokenizer that `load_policy(name)` would load, for checks before the model is loaded."""
     with loading.loading(name):
         tokenizer = loading.load_tokenizer(resolve_model(name), trust)
         if not Policy(None, tokenizer).end_ids:
@@ -183,19 +183,19 @@ def load_tokenizer(name: str, trust: bool = False) -> PreTrainedTokenizerBase:
 
 @dataclass(frozen=True)
 class Placement:
-    """On which device the model is, and in which numbers."""
+    """Where the model is, and in which precision."""
 
     device: str
     weights: torch.dtype
-    autocast: torch.dtype | None
+    autocast: torch.dtype | None  # of matrix products; None: the weights' dtype
 
 
 def placement(cuda: bool, lora: bool, bf16: bool = False) -> Placement:
     """The one place that chooses device and dtype. Apple's MPS is not supported: there the CPU is used.
 
-    Weights that are trained are fp32: a small update to a bf16 weight rounds to nothing. A GPU multiplies in bf16 all
-    the same, by autocast; a CPU only where `bf16` asks for it: some have units for it, on others it is slower. With
-    LoRA the weights of the base are not trained, so that on a GPU they can be bf16.
+    Weights that are trained are fp32: a small update to a bf16 weight rounds to nothing. A GPU still multiplies in
+    bf16, by autocast; a CPU does so only if `bf16` is set: some CPUs have units for it, others get slower. With LoRA
+    the base's weights are not trained, so on a GPU they can be bf16.
     """
     if not cuda:
         return Placement("cpu", torch.float32, torch.bfloat16 if bf16 else None)
@@ -210,12 +210,12 @@ def load_policy(
     bf16: bool = False,
     trust: bool = False,
 ) -> Policy:
-    """The policy `name`: a hub id, a model folder or a run folder of train.py. Ends the program if it is of no use.
+    """The policy `name`: a hub id, a model folder or a run folder of train.py. Ends the program if it cannot be used.
 
-    `lora_rank` adds a fresh LoRA, or `adapter`, a saved one that goes on being trained. `checkpointing` recomputes
-    activations in the backward pass instead of keeping them. `bf16` is about a CPU's products, see `placement`. `trust`
-    runs code that comes with the model. The model stays in eval mode: dropout would make the distribution that is
-    trained another one than that which was sampled.
+    `lora_rank` adds a fresh LoRA, or the saved one in the folder `adapter`, to train it further. `checkpointing`
+    recomputes activations in the backward pass instead of keeping them. `bf16` makes a CPU multiply in bf16 (see
+    `placement`). `trust` runs code that comes with the model. The model stays in eval mode: with dropout, the
+    distribution that is trained would not be the one that was sampled.
     """
     place = placement(torch.cuda.is_available(), lora=bool(lora_rank), bf16=bf16)
     with loading.loading(name):
@@ -236,20 +236,20 @@ def load_policy(
             raise ValueError(why)
     if checkpointing:
         policy.model.activation_checkpointing_enable()
-        for module in policy.model.modules():  # transformers checkpoints in training mode alone. The layer's own flag
-            if isinstance(module, GradientCheckpointingLayer):  # is not read by the dropout inside it, which stays off
+        for module in policy.model.modules():  # transformers checkpoints only in training mode. A layer's own flag
+            if isinstance(module, GradientCheckpointingLayer):  # does not switch on the dropout inside it
                 module.training = True
     return policy
 
 
 @torch.no_grad()
 def fault(policy: Policy, optimizer: torch.optim.Optimizer | None = None) -> str | None:
-    """Why this policy is of no use, or None. Asked of what is loaded, and before it is saved over a good checkpoint."""
+    """Why this policy cannot be used, or None if it can. Asked after loading, and before a checkpoint is replaced."""
     if not replace(policy, model=None).end_ids:
         return NO_END
     size = policy.model.get_input_embeddings().weight.shape[0]
     if max(policy.eos_id, policy.pad_id, policy.tokenizer.vocab_size - 1) >= size:
-        return f"its tokenizer has tokens that the model, which has {size}, does not know"
+        return f"its tokenizer has ids that the model's {size} embeddings do not cover: use the model's own tokenizer"
     states = optimizer.state.values() if optimizer else ()
     for name, value in [*policy.model.named_parameters(), *(item for state in states for item in state.items())]:
         if not value.isfinite().all():
@@ -261,7 +261,7 @@ def fault(policy: Policy, optimizer: torch.optim.Optimizer | None = None) -> str
 
 
 def add_lora(model: PreTrainedModel, rank: int, adapter: Path | None) -> PreTrainedModel:
-    """LoRA (arXiv 2106.09685) on every linear layer: the base is frozen, and the low-rank factors are fp32."""
+    """Adds LoRA (arXiv 2106.09685) to every linear layer: the base is frozen, and the low-rank factors are fp32."""
     peft = need("peft", "--lora-rank")
     if adapter:
         return peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=True).eval()

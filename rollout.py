@@ -1,17 +1,17 @@
-"""From prompts to groups of sampled responses, and their log-probs: the plain path, to be read and stepped through.
+"""From prompts to groups of sampled responses and their log-probs: the plain path, to read and to step through.
 
 The paper samples G = 8 responses per prompt at temperature 1.0 and top-p 1.0 (Section 6). The one thing this file must
 get right: responses are drawn from exactly the distribution that is trained. `generate` does not do that by itself (it
 has a top-k of 50 by default, and follows the model folder's generation_config.json), so `sample_groups` switches all of
-that off. The log-probs it returns are of the very logits that were sampled.
+that off. The log-probs it returns come from the same logits that the tokens were drawn from.
 
-fast/ has `sample_groups`, `token_logprobs` and `micro_batches` with the same results, sooner; train.py uses those
-unless it is given --plain. `python -m fast` shows both side by side.
+fast/ has faster versions of `sample_groups`, `token_logprobs` and `micro_batches` with the same results. train.py uses
+them unless it is given --plain; `python -m fast` compares the two.
 
 Letters: B prompts, N rows (responses), P prompt tokens (padded on the left), T completion tokens (padded on the right),
 V tokens of the vocabulary; n rows of a micro-batch, t its longest completion.
 
-    python rollout.py    samples one group of four from the warm start and shows the padded batch
+    python rollout.py    samples two groups of four from the warm start and shows their masks and log-probs
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from transformers import GenerationConfig, LogitsProcessorList
 from policy import Policy, pad_left, positions_of
 from tasks import Problem
 
-PER_ROW = ("tokens", "mask", "logp", "entropy", "group", "is_anchor", "ended")  # tensors with one entry a row
+PER_ROW = ("tokens", "mask", "logp", "entropy", "group", "is_anchor", "ended")  # tensors with one entry per row
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """A batch of groups: rows of one group are neighbours, its anchor, if it has one, comes last.
+    """A batch of groups: rows of one group are neighbours, and its anchor, if it has one, comes last.
 
         prompt_ids (B, P)     tokens (N, T)        mask (N, T)
-        . . 1 + 1 =           # 2 $ . . .          1 1 1 0 0 0     ended: the first $ (end token) is inside the mask,
+        . . 1 + 1 =           # 2 $ . . .          1 1 1 0 0 0     ended: True up to the first $ (end token), then False
                               1 + 1 = 2 ;          1 1 1 1 1 1     cut off at T: no end token, not ended
-        1 2 - 3 + 4 =         # 1 3 $ . .          1 1 1 1 0 0     and everything behind it is outside
+        1 2 - 3 + 4 =         # 1 3 $ . .          1 1 1 1 0 0
                               1 2 - 3 = 9 ...      1 1 1 1 1 1
 
     The mask is made from the place of the first end token, never from `tokens == pad`: where pad and end token are the
@@ -54,7 +54,7 @@ class Rollouts:
     entropy: Tensor  # (N, T) of the whole next-token distribution, nats; likewise
     group: Tensor  # (N,) index of the row's prompt
     is_anchor: Tensor  # (N,) bool
-    ended: Tensor  # (N,) bool, the response came to its end token
+    ended: Tensor  # (N,) bool, the response has an end token
     texts: list[str]  # N, decoded without special tokens
 
     @property
@@ -70,7 +70,7 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Groups:
-    """What a step knows of its groups before it learns from them. All but `rollouts` and the counts are (B, G)."""
+    """What a step knows about its groups before it learns from them. Tensors are (B, G)."""
 
     rollouts: Rollouts  # N = B * G rows, G_mix of Eq. 11
     rewards: Tensor  # R in {0, 1}: is the answer right
@@ -78,8 +78,8 @@ class Groups:
     advantages: Tensor  # A, Eq. 1/12
     distinct: Tensor  # bool, what Eq. 8-9 would keep, whether the recipe masks or not
     keep: Tensor  # bool, what the recipe keeps
-    responses: int  # generated, counting those that an anchor or another sample has replaced
-    tokens: int  # generated, likewise
+    responses: int  # how many were generated, including those that an anchor or another sample has replaced
+    tokens: int  # of all these responses
 
 
 # ---------------------------------------------------------------------------------------- sampling
@@ -97,7 +97,7 @@ def sample_groups(
     """`counts[b]` responses to problem b (0 is allowed), drawn by `generate` from the whole distribution.
 
     Advances torch's global random state, which is therefore part of a checkpoint. The model must be in eval mode:
-    dropout would make the sampled distribution another one. Raises FloatingPointError if the logits are not finite.
+    dropout would change the sampled distribution. Raises FloatingPointError if the logits are not finite.
     """
     prompt_ids, prompt_mask = pad_prompts(policy, problems)  # (B, P)
     group = group_index(counts, policy.device)  # (N,)
@@ -121,15 +121,15 @@ def sample_groups(
 
 @contextmanager
 def whole_distribution(policy: Policy) -> Iterator[None]:
-    """Within it, `generate` follows the GenerationConfig that it is given, and nothing else.
+    """In this context, `generate` follows only the GenerationConfig that it is given.
 
-    The trap: what that config leaves open, `generate` takes from the model's own one, which may hold a top-k, a
-    repetition penalty or a minimal length. So the model's own one is replaced while we sample.
+    The trap: what that config leaves open, `generate` takes from the model's own config, which may set a top-k, a
+    repetition penalty or a minimal length. So the model's own config is replaced while we sample.
     """
     own, policy.model.generation_config = policy.model.generation_config, GenerationConfig()
     try:
         yield
-    except RuntimeError as error:  # torch.multinomial's word for NaN
+    except RuntimeError as error:  # this is how torch.multinomial reports NaN
         if "probability tensor" in str(error):
             raise FloatingPointError("the policy's logits are not finite") from None
         raise
@@ -143,12 +143,12 @@ def as_rollouts(
     prompt_ids: Tensor,  # (B, P)
     prompt_mask: Tensor,  # (B, P)
     group: Tensor,  # (N,)
-    tokens: Tensor,  # (N, T) as sampled, anything after an end token
+    tokens: Tensor,  # (N, T) as sampled; anything may follow an end token
     logp: Tensor,  # (N, T)
     entropy: Tensor,  # (N, T)
 ) -> Rollouts:
-    """What was sampled as Rollouts: what is behind an end token is masked, and the texts are what is before it."""
-    if logp.isnan().any():  # one logit that is not finite makes its whole row so
+    """Makes Rollouts of sampled tokens: what follows the first end token is masked, and the texts end before it."""
+    if logp.isnan().any():  # one logit of NaN or +inf makes its whole row NaN
         raise FloatingPointError("the policy's logits are not finite")
     mask, ended = completion_mask(tokens, policy.end_ids)  # (N, T), (N,)
     lengths = (mask.sum(dim=1) - ended.int()).tolist()  # N, without the end tokens
@@ -195,7 +195,7 @@ def completion_mask(tokens: Tensor, end_ids: Sequence[int]) -> tuple[Tensor, Ten
 
 
 def concat(first: Rollouts, second: Rollouts, pad_id: int) -> Rollouts:
-    """The rows of both, which share their prompts, group by group; within a group `second`'s rows come last."""
+    """The rows of both, group by group, `second`'s last in each group. Both must have the same prompts."""
     width = max(first.tokens.shape[1], second.tokens.shape[1])
     fill = {"tokens": pad_id, "mask": False, "logp": 0.0, "entropy": 0.0}
 
@@ -214,10 +214,10 @@ def concat(first: Rollouts, second: Rollouts, pad_id: int) -> Rollouts:
 def token_logprobs(
     policy: Policy, rollouts: Rollouts, rows: Tensor, temperature: float = 1.0, with_entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probs (n, t) of the completion tokens of these n rows under the policy now, with gradient; and entropies.
+    """Log-probs of the completion tokens of `rows` (n,) under the policy now, with gradient; and entropies, or None.
 
-    t is the longest completion among the rows, as in `dagrpo.Update.rows`. Outside the mask they are 0. Logits are
-    divided by the temperature that the responses were sampled at.
+    Both are (n, t), 0 outside the mask; t is the longest completion among the rows, as in `dagrpo.Update.rows`. Logits
+    are divided by `temperature`, which must be the one of sampling.
     """
     group, mask = rollouts.group[rows], rollouts.mask[rows]  # (n,), (n, T)
     t = int(mask.sum(dim=1).max())
@@ -233,7 +233,7 @@ def token_logprobs(
 
 
 def logp_and_entropy(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """From logits (n, t, V): the log-probs of `tokens` (n, t) and the entropy of each whole distribution, in nats."""
+    """From logits (n, t, V): log-probs of `tokens` (n, t), and entropies (n, t) of the whole distributions, in nats."""
     logp = (logits.float() / temperature).log_softmax(dim=-1)  # (n, t, V)
     # clamped: below e^-104 an fp32 probability is 0, and 0 * -inf is NaN
     entropy = -(logp.exp() * logp.clamp(min=-104)).sum(dim=-1)  # (n, t)
@@ -241,7 +241,7 @@ def logp_and_entropy(logits: Tensor, tokens: Tensor, temperature: float) -> tupl
 
 
 def micro_batches(rollouts: Rollouts, rows: Tensor, budget: int) -> list[Tensor]:
-    """`rows` (n,) in batches that run at most `budget` tokens each, prompts and padding included.
+    """`rows` (n,) in batches of at most `budget` tokens each, prompts and padding included.
 
     The loss does not depend on how an update is cut into batches (dagrpo.Update).
     """
@@ -250,9 +250,9 @@ def micro_batches(rollouts: Rollouts, rows: Tensor, budget: int) -> list[Tensor]
 
 
 def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices in batches of at most `budget` tokens, padded to the longest; one over the budget goes alone.
+    """Indices in batches of at most `budget` tokens, padding to the longest row included.
 
-    In order of length, so that little of a batch is padding.
+    A row over the budget goes alone. Rows are sorted by length, so that little of a batch is padding.
 
     >>> by_length([1, 9, 2, 8], budget=20)
     [[0, 2], [3, 1]]

@@ -1,8 +1,8 @@
 r"""What a response is worth: the reward R in {0, 1}, and the fine-grained score S in [1, 10] of Eq. 7, by rule.
 
-R is the paper's reward: is the final answer right, nothing else (verifier.py). S is what the paper asks of its judge,
-GPT-4o: right answer, valid reasoning, complete steps, with the demonstration as the standard. The rule scorer computes
-the three (the weights are ours; the paper gives none):
+R is the paper's reward: is the final answer right, and nothing else (maths/verifier.py). S is what the paper asks of
+its judge, GPT-4o: is the answer right, is the reasoning valid, are the steps complete, compared with the demonstration.
+The rule scorer computes these three (the weights are ours; the paper gives none):
 
     S = 1 + 9 * (0.4 right + 0.3 valid + 0.3 complete), rounded to halves
 
@@ -10,12 +10,12 @@ the three (the weights are ours; the paper gives none):
     right       0 or 1, as `verify`                                the same
     valid       the share of the response's steps that hold        the share of its equations of numbers that hold
     complete    the share of the demonstration's steps that are    the share of the results in the demonstration's
-                there                                              equations that occur in the response
+                in the response                                    equations that occur in the response
 
-Nothing to check is valid = 0; a demonstration without steps or results is complete = right. Which of the two it is, the
-demonstration tells: it is of the built-in task if it is written like one, 12+5=17;17-3=14;#14.
+A response with nothing to check has valid = 0. If the demonstration has no steps or results, complete = right. The left
+column applies if the demonstration is written like those of the built-in task: 12+5=17;17-3=14;#14.
 
-A rule can be gamed where a judge may not be: a response may state true equations that lead nowhere. R cannot be, so.
+A rule can be gamed where a judge might not be: a response can state true equations that lead nowhere. R is safe there.
 
 R and S never share a variable: R makes the advantage, S only decides who is masked (Eq. 8-9).
 
@@ -38,19 +38,19 @@ from maths.equations import equations, numbers
 from maths.verifier import verify
 from tasks import Problem, solve
 
-if TYPE_CHECKING:  # a string is scored without transformers
+if TYPE_CHECKING:  # scoring a string needs no transformers
     from rollout import Rollouts
 
-Scorer = Callable[[list[tuple[Problem, str]]], list[float]]  # (problem, response) pairs -> S in [1, 10], NaN: none had
+Scorer = Callable[[list[tuple[Problem, str]]], list[float]]  # (problem, response) pairs -> S in [1, 10], NaN: no score
 
 STEP = re.compile(r"(-?[0-9]{1,9})([+-])([0-9]{1,9})=(-?[0-9]{1,9})", re.ASCII)
 BUILT_IN = re.compile(rf"(?:{STEP.pattern};)*#-?[0-9]+", re.ASCII)  # a demonstration of the built-in task
 
-# One group of eight, which the worked examples share; the last is the demonstration.
+# One group of eight, used by all worked examples; the last is the demonstration.
 EXAMPLE_PROBLEM = solve("37+48-26=", "5")
 EXAMPLE = (
     "37+48=85;85-26=59;#59",
-    "#59",  # right by luck, for all that one can see
+    "#59",  # right, perhaps by luck: it shows no steps
     "37+48=75;85-26=59;#59",
     "37+48=85;85-26=69;#69",
     "37+48=75;75-26=49;#49",
@@ -64,12 +64,12 @@ EXAMPLE = (
 
 
 def rule_scores(pairs: list[tuple[Problem, str]]) -> list[float]:
-    """The rule scorer in the form that all scorers have."""
+    """The rule scorer, as a Scorer."""
     return [score(response, problem) for problem, response in pairs]
 
 
 def score(response: str, problem: Problem) -> float:
-    """Eq. 7 by rule: S of one response, in [1, 10], a multiple of 1/2. Raises ValueError as `verify`.
+    """Eq. 7 by rule: S of one response, in [1, 10], a multiple of 1/2. ValueError if the gold answer is unreadable.
 
     >>> problem = solve("12+5-3=", "2")
     >>> [score(r, problem) for r in ("12+5=17;17-3=14;#14", "#14", "12+5=17;17-3=15;#15", "12+5=18;18-3=14;#14", "#9")]
@@ -83,19 +83,19 @@ def score(response: str, problem: Problem) -> float:
     valid, complete = parts(response, problem.demo)
     complete = right if complete is None else complete
     exact = 1 + 9 * (Fraction(4, 10) * right + Fraction(3, 10) * valid + Fraction(3, 10) * complete)
-    return floor(2 * exact + Fraction(1, 2)) / 2  # exact fractions: a half is a half, on every machine
+    return floor(2 * exact + Fraction(1, 2)) / 2  # fractions are exact: they round alike on every machine
 
 
 def _by_steps(response: str, demo: str) -> tuple[Fraction, Fraction | None]:
-    """Valid and complete on the built-in task; None: nothing to complete."""
+    """Valid and complete on the built-in task; complete is None if the demonstration has no steps."""
     found, wanted = steps(response), steps(demo)
     valid = Fraction(sum(map(holds, found)), len(found)) if found else Fraction(0)
-    there = sum((Counter(found) & Counter(wanted)).values())  # as multisets: a step said twice is one step
+    there = sum((Counter(found) & Counter(wanted)).values())  # as multisets: repeating a step does not help
     return valid, Fraction(there, len(wanted)) if wanted else None
 
 
 def _by_equations(response: str, demo: str) -> tuple[Fraction, Fraction | None]:
-    """Valid and complete on real maths; None: nothing to complete."""
+    """Valid and complete on real maths; complete is None if the demonstration has no equations."""
     found, wanted = equations(response), {equation.result for equation in equations(demo)}
     valid = Fraction(sum(equation.true for equation in found), len(found)) if found else Fraction(0)
     there = len(wanted & numbers(response))
@@ -103,7 +103,7 @@ def _by_equations(response: str, demo: str) -> tuple[Fraction, Fraction | None]:
 
 
 def steps(response: str) -> list[str]:
-    """The steps of a response to the built-in task: what is before its last #, cut at semicolons.
+    """The steps of a response to the built-in task: the text before its last #, split at semicolons.
 
     >>> steps("12+5=17;17-3=14;#14"), steps("#14")
     (['12+5=17', '17-3=14'], [])
@@ -136,9 +136,9 @@ def rewards(rollouts: Rollouts) -> Tensor:
 
 
 def scores(rollouts: Rollouts, scorer: Scorer = rule_scores, where: Tensor | None = None) -> Tensor:
-    """S (B, G) of the responses where `where` (bool, B, G) is True, of all without it; NaN elsewhere.
+    """S (B, G) of the responses where `where`, bool (B, G), is True, or of all if it is None; NaN elsewhere.
 
-    An anchor is judged like any response, never assumed a 10.
+    An anchor is judged like any response, never assumed to be a 10.
     """
     pairs = _pairs(rollouts)
     asked = range(len(pairs)) if where is None else where.flatten().nonzero().flatten().tolist()
@@ -156,7 +156,7 @@ def _pairs(rollouts: Rollouts) -> list[tuple[Problem, str]]:
 
 
 def overlong_penalty(rollouts: Rollouts, max_new_tokens: int, buffer: int) -> Tensor:
-    """DAPO's soft penalty (B, G), added to R by flag: from 0 down to -1 over the last `buffer` tokens. 0: none."""
+    """DAPO's soft penalty (B, G), added to R: 0 down to -1 over the last `buffer` tokens. Buffer 0: zeros (B, 1)."""
     if not buffer:
         return torch.zeros(len(rollouts.problems), 1)
     over = rollouts.lengths - (max_new_tokens - buffer)  # (N,)

@@ -1,16 +1,16 @@
-"""Where problems come from: the built-in arithmetic, chains of additions and subtractions.
+"""What a problem is, and the built-in arithmetic: chains of additions and subtractions.
 
     12+5-3=    ->    12+5=17;17-3=14;#14     the worked demonstration ("stepwise")
                ->    #14                     the answer alone ("direct")
 
-The paper trains on 46,000 mathematics problems with demonstrations of DeepSeek-R1. This stands in for them on a laptop
-and keeps what the method needs: easy levels on which the responses of a group look alike, hard levels that the starting
-policy hardly ever solves, demonstrations whose steps can be checked one by one, and two styles of answering, so that
-the length of a response is the policy's own choice.
+The paper trains on 46,000 mathematics problems with demonstrations by DeepSeek-R1. This arithmetic replaces them on a
+laptop and keeps what the method needs: easy levels on which the responses of a group look alike, hard levels that the
+starting policy hardly ever solves, demonstrations whose steps can be checked one by one, and two styles of answering,
+so that the length of a response is the policy's own choice.
 
 Everything here is a function of its arguments: the same seed gives the same problems on every machine.
 
-    python tasks.py     prints problems of every level
+    python tasks.py     prints a problem of every level of every world
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Any
 class Problem:
     """One problem, of the built-in task or of a data set.
 
-    `demo` is a whole correct response (Section 6: a stronger model's; here the worked solution); it is the scorer's
-    reference and the anchor. `level` groups problems in tables and plots.
+    `demo`, the demonstration, is a whole correct response (Section 6: a stronger model's; here the worked solution). It
+    is the scorer's reference and the anchor. `level` groups problems in tables and plots.
     """
 
     question: str
@@ -65,7 +65,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class World:
-    """Problems and a start in which one regime of the paper can be seen; docs/worlds.md has what each one shows."""
+    """Problems and a starting policy that make one regime of the paper visible; docs/worlds.md says which."""
 
     shows: str
     levels: dict[str, Form]
@@ -75,10 +75,10 @@ class World:
 
 
 def guessable(modulus: int) -> World:
-    """Of `modulus` bare guesses one is right."""
+    """A world in which a bare guess is right one time in `modulus`."""
     levels, ood = ({n: replace(form, modulus=modulus) for n, form in at.items()} for at in (LEVELS, OOD_LEVELS))
     start = {"steps": 900, "level_weights": (2, 2, 2, 1, 0.3), "ood_share": 0.05}
-    shows = f"right answers without right steps: of {modulus} guesses one is right, and R rewards luck"
+    shows = f"right answers without right steps: one guess in {modulus} is right, and R rewards luck"
     return World(shows, levels, ood, ("5",), start)
 
 
@@ -99,7 +99,7 @@ WORLDS = {
 def split_of(question: str) -> str:
     """The one split that a question belongs to: a hash of its text decides (70 / 10 / 20 %), whatever seed drew it.
 
-    This is what makes the splits disjoint for all seeds: no list has to be compared with another.
+    So the splits are disjoint for all seeds, and no lists have to be compared.
 
     >>> split_of("12+5-3="), split_of("46-35=")
     ('train', 'test')
@@ -112,8 +112,8 @@ def arithmetic(split: str, per_level: int, seed: int = 0, levels: dict[str, Form
     """`per_level` different problems of every level, all of one split, in a fixed order.
 
     `levels=OOD_LEVELS` gives the out-of-distribution problems: its "test" split is what eval.py asks, its "train"
-    split is the little that the warm start sees. Raises ValueError for an unknown split, or if a level has not that
-    many different questions.
+    split is the little that the warm start sees. Raises ValueError for an unknown split, or if a level has too few
+    different questions.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
@@ -162,7 +162,7 @@ def solve(question: str, level: str, modulus: int = 0) -> Problem:
 
 
 def draw(rng: random.Random, level: str, form: Form) -> Problem:
-    """One random chain. It subtracts only what is there, so that no total is negative: a sign would be a new skill."""
+    """One random chain. It subtracts at most the total, so no total is negative: a minus sign would be a new skill."""
     total = rng.randint(form.smallest, form.largest)
     question = str(total)
     for _ in range(form.operands - 1):

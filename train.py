@@ -9,12 +9,12 @@
     6. mask what is not distinct enough (Eq. 8-9)                                         dagrpo.rectification_mask
     7. log-probs of the responses under the policy now, with gradient                     rollout.token_logprobs
     8. the loss (Eq. 13), its gradient, an AdamW step                                     dagrpo.policy_loss
-Which of these a method uses is written in its recipe, dagrpo.METHODS. The run folder, signals, resuming and messages
-are around the loop, in harness/session.py.
+A method's recipe in dagrpo.METHODS says which of these steps it uses. The run folder, signals, resuming and messages
+are handled around the loop, in harness/session.py.
 
 Where the paper is silent: AdamW without weight decay at a constant rate, gradients clipped to norm 1.
 
-A real model on real data goes the same way: --model, --data, --scorer (see the presets at the end of --help).
+A real model on real data takes the same path: --model, --data, --scorer (see the presets at the end of --help).
 
     python train.py    is short for: python train.py --method dagrpo --steps 100 --seed 0 --out runs/dagrpo
 """
@@ -32,7 +32,7 @@ from types import ModuleType
 
 from harness.config import Config, parse
 
-if __name__ == "__main__":  # --help and a mistyped flag are answered before all else is imported, which takes seconds
+if __name__ == "__main__":  # --help and a mistyped flag are answered before the other imports, which take seconds
     parse(sys.argv[1:], __doc__)
 
 import torch
@@ -60,7 +60,7 @@ Change = Callable[[Groups], Groups]
 
 @dataclass
 class Run:
-    """What training changes, and the settings that it reads."""
+    """The state that training changes, and the settings that it reads."""
 
     config: Config
     recipe: Recipe
@@ -68,13 +68,13 @@ class Run:
     optimizer: torch.optim.Optimizer
     scorer: Scorer = scoring.rule_scores  # Eq. 7
     path: ModuleType = fast  # or rollout: the plain one
-    change: Change | None = None  # what an experiment does to a step's groups
+    change: Change | None = None  # an experiment's function: it changes a step's groups before they are learned from
     experiment: str = ""  # its name, for config.json
-    score_all: bool = False  # a judge is asked for every S, because `change` reads them all
-    reference: Policy | None = None  # the starting policy, if there is a KL term
+    score_all: bool = False  # ask a judge for every S, because `change` reads them all
+    reference: Policy | None = None  # the starting policy, for a KL term; None with LoRA (see reference_policy)
     step: int = 0  # finished steps
-    not_finite: int = 0  # updates in a row that were skipped for their gradient
-    start_entropy: float | None = None  # nats, of the first step's rollouts (GTPO's filter asks for it)
+    not_finite: int = 0  # updates skipped in a row because loss or gradient was not finite
+    start_entropy: float | None = None  # mean entropy of the first step's rollouts, in nats (GTPO's filter reads it)
 
 
 def main(
@@ -117,7 +117,7 @@ def collect(run: Run, problems: list[Problem], demonstrations: list[Anchor | Non
     apart = None if recipe.mu is None else rollouts.is_anchor.view(R.shape).cpu()  # (B, G)
     A = dagrpo.group_advantages(shaped, recipe.scale, recipe.baseline, apart)  # (B, G)  Eq. 1, 12
     everywhere = run.score_all or run.scorer is scoring.rule_scores
-    asked = None if everywhere else A != 0  # a judge costs: only where its answer is read
+    asked = None if everywhere else A != 0  # a judge costs: ask it only for the scores that the mask reads
     S = scoring.scores(rollouts, run.scorer, asked)  # (B, G)  Eq. 7
     distinct = dagrpo.rectification_mask(A, S, config.delta)  # (B, G)  Eq. 8-9
     keep = distinct if recipe.rectify else torch.ones_like(distinct)
@@ -126,9 +126,9 @@ def collect(run: Run, problems: list[Problem], demonstrations: list[Anchor | Non
 
 
 def sample(run: Run, problems: list[Problem], counts: list[int]) -> tuple[Rollouts, int, int]:
-    """The rollouts, and how many responses and tokens they took. DAPO samples groups of equal rewards again.
+    """The rollouts, and how many responses and tokens were generated. DAPO samples groups of equal rewards again.
 
-    DAPO draws new prompts for that; here a group keeps its prompt, so that all methods see the same prompts.
+    DAPO itself draws new prompts for that. Here a group keeps its prompt, so that all methods see the same prompts.
     """
 
     def draw(counts: list[int]) -> Rollouts:
@@ -150,10 +150,10 @@ def sample(run: Run, problems: list[Problem], counts: list[int]) -> tuple[Rollou
 
 
 def learn(run: Run, groups: Groups) -> tuple[Groups, dict[str, float]]:
-    """`updates_per_batch` optimiser updates, each on its share of the groups. Returns the masks as used, and figures.
+    """`updates_per_batch` optimiser updates, each on its share of the groups. Returns the masks as used, and metrics.
 
     The paper samples 128 prompts and updates on 64: from the second update on, the policy is no longer the one that
-    sampled, and the importance ratio has something to do. Without rollouts there is no ratio, and one update.
+    sampled, and the importance ratio has something to do. Without rollouts there is no ratio, so one update is made.
     """
     config, recipe, begin = run.config, run.recipe, time.perf_counter()
     rollouts, device, (B, G) = groups.rollouts, run.policy.device, groups.rewards.shape
@@ -178,7 +178,7 @@ def learn(run: Run, groups: Groups) -> tuple[Groups, dict[str, float]]:
         keep[share] = update.keep.view(-1, G).cpu()
         loss, clips, tokens = backward(run, part, update)
         norm, done = optimizer_step(run, loss)
-        rollouts.logp[rows] = part.logp  # the anchors' are known now
+        rollouts.logp[rows] = part.logp  # `backward` has filled in the anchors'
         losses, norms, clipped, trained = [*losses, loss], [*norms, norm], clipped + clips, trained + tokens
         skipped += not done
     figures = {
@@ -192,9 +192,9 @@ def learn(run: Run, groups: Groups) -> tuple[Groups, dict[str, float]]:
 
 
 def backward(run: Run, part: Rollouts, update: dagrpo.Update) -> tuple[float, int, int]:
-    """Adds the gradient of one update, micro-batch by micro-batch: its loss, clipped tokens, and tokens with signal.
+    """Adds one update's gradient, one micro-batch at a time. Returns its loss, clipped tokens and trained tokens.
 
-    Rows without weight are left out. Their gradient is zero, and the divisor (in update.weight) has counted them.
+    Rows that can have no gradient are left out; the divisor (update.weight) has counted them. Tokens: of rollouts only.
     """
     config, recipe, path = run.config, run.recipe, run.path
     active = dagrpo.signal_rows(update, recipe, config.kl_beta).nonzero().squeeze(1)  # (n,)
@@ -204,7 +204,7 @@ def backward(run: Run, part: Rollouts, update: dagrpo.Update) -> tuple[float, in
         logp, entropy = path.token_logprobs(run.policy, part, index, config.temperature, with_entropy)  # (n, t)
         micro = update.rows(index)
         if config.updates_per_batch == 1:
-            micro = replace(micro, logp_old=logp.detach())  # nothing has moved yet: the ratio is exactly 1
+            micro = replace(micro, logp_old=logp.detach())  # the policy has not moved: the ratio is exactly 1
         if config.kl_beta:
             with torch.no_grad(), reference_policy(run) as reference:
                 micro = replace(micro, logp_ref=path.token_logprobs(reference, part, index, config.temperature)[0])
@@ -219,9 +219,9 @@ def backward(run: Run, part: Rollouts, update: dagrpo.Update) -> tuple[float, in
 
 
 def optimizer_step(run: Run, loss: float) -> tuple[float, bool]:
-    """The gradient's norm before clipping, and whether a step was taken: not with one that is not finite."""
+    """Returns the gradient's norm before clipping, and whether a step was taken: it is if loss and norm are finite."""
     parameters = [parameter for parameter in run.policy.model.parameters() if parameter.requires_grad]
-    for parameter in parameters:  # a step without signal is one with gradient 0, not one that AdamW skips
+    for parameter in parameters:  # without signal, AdamW takes a step with gradient 0 instead of skipping it
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     norm = torch.nn.utils.clip_grad_norm_(parameters, run.config.max_grad_norm)
@@ -229,13 +229,13 @@ def optimizer_step(run: Run, loss: float) -> tuple[float, bool]:
     if done:
         run.optimizer.step()
     run.not_finite = 0 if done else run.not_finite + 1
-    run.optimizer.zero_grad()  # None: no memory for gradients while the next batch is sampled
+    run.optimizer.zero_grad()  # to None, so that gradients take no memory while the next batch is sampled
     return norm.item(), done
 
 
 @contextmanager
 def reference_policy(run: Run) -> Iterator[Policy]:
-    """The starting policy: a second model, or with LoRA the policy without what it has learned."""
+    """The starting policy: a second model, or with LoRA the policy with its adapter switched off."""
     with nullcontext() if run.reference else run.policy.model.disable_adapter():
         yield run.reference or run.policy
 
@@ -253,7 +253,7 @@ def start(config: Config, scorer: Scorer = scoring.rule_scores, checkpoint: Path
     else:
         policy = load_policy(str(model or begin), **how)
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, fused=True)  # in one pass over memory
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0, fused=True)  # fused: one pass over memory
     run = Run(config, config.recipe, policy, optimizer, scorer, rollout if config.plain else fast)
     if not config.plain:
         fast.keep_freed_memory()

@@ -3,24 +3,24 @@
     g_i = grad_theta sum_t w_it log pi(o_it | q, o_i<t)      w = 1 / divisor, dagrpo.divisor_weights
     v+ = sum of A_i g_i over A_i > 0, v- over A_i < 0        v = v+ + v- is the update (Eq. 4, 5; masked: Eq. 10)
 
-g_i is exact: of all trained parameters, without projection or choice of layers. Ratios are 1, as in the first update
-after sampling; no clip, KL term or entropy bonus. What we ask about a group follows from the Gram matrix of its g_i:
+g_i is exact: it covers all trained parameters, without projection or choice of layers. Ratios are 1, as in the first
+update after sampling; no clip, KL term or entropy bonus. All we show follows from the Gram matrix of a group's g_i:
 
     groups.png      Figure 1: cosines and directions in an easy group, a mixed one, and a hard one with its anchor
     conflict.png    over many groups: cosine of a right and a wrong response's g against the gap of their scores (C7),
                     and the net share |v+ + v-| / (|v+| + |v-|) before and after the mask. 1: nothing cancels; 0: all;
                     0.71: v+ and v- are orthogonal and equally long
 
-Of a positive j and a negative k the cosine of A_j g_j and A_k g_k is minus that of g_j and g_k, because A_j A_k < 0:
-responses whose gradients are alike get pushes that conflict. So C7 says: the smaller the gap, the larger the cosine.
+For a positive j and a negative k, the cosine of A_j g_j and A_k g_k is minus that of g_j and g_k, because A_j A_k < 0:
+responses with similar gradients get pushes that conflict. So C7 says: the smaller the gap, the larger the cosine.
 
-Where we depart from the paper: it shows one prompt, we also measure many. It does not say what spans its plane: here
-the first two principal components, not centred (arrows start at the true origin), of unit vectors for g and of the
-vectors themselves for A g. A mask leaves fewer terms, and fewer terms cancel less: so Eq. 8-9 are compared with a
-random mask that keeps as many positives and as many negatives of each group. "Group" is each group alone, as Eq. 5 is
-written; "batch" first sums v+ and v- over the prompts of an update, which is what the optimiser sees.
+Where we depart from the paper: it shows one prompt, we also measure many. It does not say what spans its plane. Here it
+is the first two principal components, not centred (arrows start at the true origin), of unit vectors for g and of the
+vectors themselves for A g. A mask leaves fewer terms, and fewer terms cancel less: so we compare Eq. 8-9 with a random
+mask that keeps as many positives and as many negatives of each group. "Group" is each group alone, as Eq. 5 is written;
+"batch" first sums v+ and v- over the prompts of an update, which is what the optimiser sees.
 
-The gradients are gradients.py's, the statistics conflict_points.py's, the drawing conflict_figures.py's.
+gradients.py computes the gradients, conflict_points.py the statistics, and conflict_figures.py draws.
 
     python -m analysis.conflict                                       the warm start
     python -m analysis.conflict --model warm_start runs/dr_grpo/checkpoint-25 runs/dr_grpo runs/dagrpo
@@ -54,7 +54,7 @@ from maths.data import INSTRUCTION, instruct, load_problems
 from policy import load_policy
 from tasks import Problem
 
-MODELS = "run folders, checkpoints, model folders or hub ids, in the figure's order; warm_start: where runs begin"
+MODELS = "run folders, checkpoints, model folders or hub ids, in the figure's order; warm_start: the built-in start"
 
 
 @dataclass(frozen=True)
@@ -62,28 +62,28 @@ class Study(Sampling):
     """what is measured"""
 
     model: list[str] = field(default_factory=lambda: ["warm_start"], metadata={"help": MODELS, "metavar": "M"})
-    problems: int = flag(24, "prompts of each level and seed; with --data in all", "N")
+    problems: int = flag(24, "prompts per level and seed; with --data: per seed", "N")
     seeds: int = flag(2, "sampling seeds 0 ... N - 1, each with its own prompts", "N")
-    world: str = flag("plain", "of the built-in task: its trained levels", "W", choices=list(tasks.WORLDS))
-    data: str | None = flag(None, "problems for a real model, as of train.py; without it the built-in ones", "FILE")
+    world: str = flag("plain", "of the built-in task; its trained levels are used", "W", choices=list(tasks.WORLDS))
+    data: str | None = flag(None, "problems for a real model, as for train.py [the built-in task]", "FILE")
 
 
 LEAST = {"problems": 1, "seeds": 1, "group_size": 2, "max_new_tokens": 1, "batch_prompts": 0}
 
 
 def check(args: Namespace) -> Study:
-    """The settings; one clear line for a value that cannot work."""
+    """The settings. Ends the program with one line if a value cannot work."""
     study = Study(**{part.name: getattr(args, part.name) for part in fields(Study)})
     for name, least in LEAST.items():
         if getattr(study, name) < least:
             fail(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(study, name)}")
     if not study.temperature > 0 or not study.delta >= 0:
-        fail(f"--temperature must be above 0 and --delta not below 0, not {study.temperature:g} and {study.delta:g}")
+        fail(f"--temperature must be above 0 and --delta at least 0, not {study.temperature:g} and {study.delta:g}")
     return study
 
 
 def label(name: str) -> str:
-    """What figures call a policy: method and step where it is of a run of train.py, else the folder's name."""
+    """A policy's name in figures: method and step if a run of train.py made it, else the folder's name."""
     folder = Path(name)
     checkpoint = folder / "checkpoint" if (folder / "checkpoint").exists() else folder
     for place in (folder, folder.parent):
@@ -97,7 +97,7 @@ def label(name: str) -> str:
 
 
 def problems_of(study: Study, seed: int) -> list[Problem]:
-    """The seed's problems in its order, levels mixed as in training."""
+    """The problems of this seed, in an order of its own; levels are mixed, as in training."""
     if not study.data:
         world = tasks.WORLDS[study.world]
         levels = {name: world.levels[name] for name in world.trained}
@@ -109,7 +109,7 @@ def problems_of(study: Study, seed: int) -> list[Problem]:
 
 
 def measure_seeds(path: str, name: str, study: Study) -> Measured:
-    """One policy on all seeds: problems, samples, and batches of each seed are its own."""
+    """Measures one policy on all seeds. Each seed has its own problems, samples and batches."""
     with one_line(f"--model {path} cannot be loaded", OSError, ValueError):
         policy, every = load_policy(find_start(path, study.world)), None
     for seed in range(study.seeds):
@@ -132,7 +132,7 @@ def measure_seeds(path: str, name: str, study: Study) -> Measured:
 
 
 PRINTED = {
-    "spearman": "Spearman correlation with the cosine of g, right-wrong pairs (C7: that of the gap is negative)",
+    "spearman": "Spearman correlation with the cosine of g, right-wrong pairs (C7 says: negative for the gap)",
     "net": "net share, by mask",
     "gain": "change of the net share, paired",
     "sides": "cosine of v+ and v-: below 0 they pull against each other",
@@ -183,7 +183,7 @@ def caption(study: Study, models: list[str]) -> str:
 
 
 def write(study: Study, path: Path) -> str:
-    """conflict.csv, and groups.csv in its folder; returns the caption."""
+    """Measures every policy; writes conflict.csv, and groups.csv into its folder; returns the caption."""
     names = [label(name) for name in study.model]
     names = [name if names.count(name) == 1 else model for name, model in zip(names, study.model, strict=True)]
     points, shown = [], []
@@ -193,7 +193,7 @@ def write(study: Study, path: Path) -> str:
         if model in (study.model[0], study.model[-1]):
             shown += [row for kind, group in examples(measured.groups).items() for row in responses(kind, name, group)]
     if not points:
-        fail("no group had right and wrong responses: nothing to compare. Take more --problems, or easier ones")
+        fail("no group had right and wrong responses: nothing to compare. Use more --problems, or easier ones")
     print(findings(pd.DataFrame(points)))
     write_rows(points, path)
     write_rows(shown, path.with_name("groups.csv"))

@@ -42,8 +42,8 @@ class Response:
 def examples(groups: dict[str, list[Group]]) -> dict[str, Group]:
     """An easy, a mixed and a hard group: the first found where the mask leaves something out, else the first found.
 
-    Easy: at least three in four are right, from the lowest level. Hard: nothing is right but the anchor, from the
-    highest. What is not there is left out.
+    Easy: at least three in four are right; the lowest level first. Mixed: between 30 and 70 % are right. Hard: only the
+    anchor is right; the highest level first. A kind that no group belongs to is left out.
     """
 
     def right(group: Group) -> float:
@@ -118,7 +118,7 @@ def draw_matrix(ax: Axes, values: np.ndarray, masked: np.ndarray, labels: list[s
 
 
 def draw_plane(ax: Axes, products: np.ndarray, rows: pd.DataFrame, keep: np.ndarray | None) -> None:
-    """Lines from the origin, coloured by S, triangles up for A > 0. With `keep`: masked ones dashed, and the sums."""
+    """Lines from the origin, coloured by S; triangles up: A > 0. With `keep`: masked lines dashed, and both sums."""
     points, inside = plane(products)  # (G, 2)
     for at, row, kept in zip(points, rows.itertuples(), [True] * len(rows) if keep is None else keep, strict=True):
         colour, edge = SCORES.to_rgba(row.S), "red" if row.anchor else "0.3"

@@ -1,7 +1,7 @@
 """Over many groups: cosines of right-wrong pairs against their score gap (C7), and how much cancels (Eq. 5).
 
-Every figure is a ConflictPoint: a mean with the ends of its 95 % bootstrap interval, drawn over groups (or batches),
-not over pairs: pairs of one group are not independent.
+Every number is a ConflictPoint: a mean with its 95 % bootstrap interval. The bootstrap draws groups (or batches), not
+pairs, because the pairs of one group are not independent.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from analysis.gradients import (
 from analysis.stats import spearman
 
 DRAWS = 1000  # of the bootstrap
-FEWEST = 5  # groups behind a mean cosine or a correlation: of fewer, the bootstrap's interval is far too narrow
-GAINS = ("Eq. 8-9 minus none", "Eq. 8-9 minus random")  # of the same groups, so their intervals are paired ones
+FEWEST = 5  # groups behind a mean cosine or a correlation: with fewer, the bootstrap's interval is far too narrow
+GAINS = ("Eq. 8-9 minus none", "Eq. 8-9 minus random")  # differences within the same groups
 GAP_BINS = (-9.5, -3, -0.25, 0.25, 3, 4.5, 6, 7.5, 9.5)  # delta = 3 is an edge, and equal scores are a bin
 TEXT_BINS = (0.0, 0.001, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -40,10 +40,10 @@ class ConflictPoint:
 
     panel: str  # gap, text: binned cosines; spearman; net: net share, gain: its change; sides: v+, v-; share; norm
     model: str
-    setup: str  # ROLLOUTS, MIXED; of batches with ", batch" behind it
+    setup: str  # ROLLOUTS or MIXED; for batches with ", batch" at its end
     level: str  # "all", or one
     name: str  # the mask, or what the cosine is correlated with
-    x: float | None  # mean of the bin; empty: no bin
+    x: float | None  # mean of x in the bin; empty: not binned
     mean: float
     low: float  # 95 % interval, bootstrap over groups (or batches)
     high: float
@@ -51,7 +51,7 @@ class ConflictPoint:
 
 
 def pairs(group: Group) -> np.ndarray:
-    """Of every positive j and negative k: S_j - S_k, the share of their text that is common, cosine of g_j and g_k."""
+    """For every positive j and negative k: S_j - S_k, the share of text in common, and the cosine of g_j and g_k."""
     j, k = (x.flatten() for x in np.meshgrid((group.A > 0).nonzero()[0], (group.A < 0).nonzero()[0], indexing="ij"))
     return np.stack([group.S[j] - group.S[k], group.shared[j, k], cosines(group.gram)[j, k]], axis=1)  # (pairs, 3)
 
@@ -59,16 +59,16 @@ def pairs(group: Group) -> np.ndarray:
 def bootstrap(
     statistic: Callable[[np.ndarray], Any], n: int, rng: np.random.Generator, draws: int = DRAWS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A statistic (k,) of n things that are given by their index, and the ends of its 95 % percentile interval."""
+    """A statistic (k,) of n things, given by their indices (n,), and the ends of its 95 % percentile interval."""
     drawn = np.array([statistic(index) for index in rng.integers(n, size=(draws, n))], dtype=float)  # (draws, k)
-    some = ~np.isnan(drawn).all(axis=0)  # percentiles of nothing are a warning
+    some = ~np.isnan(drawn).all(axis=0)  # numpy warns about percentiles of nothing
     ends = np.full((2, drawn.shape[1]), np.nan)
     ends[:, some] = np.nanpercentile(drawn[:, some], [2.5, 97.5], axis=0)
     return np.array(statistic(np.arange(n)), dtype=float), *ends
 
 
 def binned(x: np.ndarray, y: np.ndarray, edges: tuple[float, ...]) -> list[float]:
-    """The mean of y in each bin of x, edges[i] <= x < edges[i + 1], the last one closed; NaN in an empty one."""
+    """The mean of y in each bin of x, edges[i] <= x < edges[i + 1], the last bin closed; NaN if a bin is empty."""
     place = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, len(edges) - 2)
     count, total = (np.bincount(place, weights=w, minlength=len(edges) - 1) for w in (None, y))
     with np.errstate(invalid="ignore"):
@@ -110,7 +110,7 @@ def pair_points(model: str, level: str, groups: list[Group], rng: np.random.Gene
 def net_points(
     model: str, setup: str, level: str, groups: list[Group], rng: np.random.Generator
 ) -> list[ConflictPoint]:
-    """The net share of groups under each mask; what the mask leaves of a group; the same where it leaves both sides."""
+    """The net share of groups under each mask, over all and where both sides are kept; and what the mask leaves."""
     figures = []
     for group in groups:
         every, keep = np.ones_like(group.keep), group.keep

@@ -1,9 +1,9 @@
 """Training curves: reward, response length, entropy (the paper's Figure 2), gradient norm (Figure 3), kept share.
 
 One line per method, from any number of run folders of train.py. Every run is smoothed first: a running mean over its
-last N steps. A method with several seeds is then drawn as their mean, in a band that is the 95 % t-interval of that
-mean; a method with one seed as its running mean over its single steps, drawn faint. Runs of one method that differ in
-a flag are lines of their own, with the flag in the name.
+last N steps. A method with several seeds is drawn as the mean over seeds, in a band: the 95 % t-interval of that mean.
+A method with one seed has no band; its single steps are drawn faint behind its running mean. Runs of one method that
+differ in a flag are lines of their own, with the flag in the name.
 
 Writes into --out: curves.png, curves.csv (exactly what is drawn), curves.txt (the caption).
 
@@ -36,7 +36,7 @@ from harness.console import fail
 class Panel:
     title: str
     unit: str
-    most: float  # no value can be above, nor below 0; a t-interval knows neither
+    most: float  # the highest possible value, as 0 is the lowest; t-intervals are cut to both
     log: bool = False
 
 
@@ -47,8 +47,8 @@ PANELS = {  # column of metrics.csv -> where it is drawn
     "grad_norm": Panel("Gradient norm", "L2 norm before clipping, log scale", float("inf"), log=True),
     "kept_fraction": Panel("Kept share", "share of responses with A \N{NOT EQUAL TO} 0", 1.0),
 }
-# Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow; 7 and 5 make 35 pairs. Lines of a
-# grey print differ by dashes and, from the sixth on, by markers too.
+# Okabe and Ito's colours without the yellow: colour-blind readers can distinguish them. 7 colours and 5 dashes make 35
+# pairs. In a grey print, lines differ by their dashes and, from the sixth on, by markers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 ORDER = ("dr_grpo", "dagrpo_on", "dagrpo", "random mask", "dr_grpo, S as reward", "luffy", "grpo", "sft")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (8, 1.5, 1, 1.2, 1, 1.5)))
@@ -77,7 +77,7 @@ def over_seeds(runs: list[SavedRun], column: str) -> pd.DataFrame:
 
 
 def curve(raw: pd.DataFrame, panel: str, method: str, smooth: int, most: float) -> pd.DataFrame:
-    """One method in one panel as CurvePoints, from raw (steps, seeds). Without steps where no seed has the figure."""
+    """CurvePoints of one method in one panel, from raw (steps, seeds). Steps where no seed has a value are left out."""
     smoothed = raw.rolling(smooth, min_periods=1).mean()  # (steps, seeds)
     mean, half = t_interval(smoothed.to_numpy())  # (steps,) each
     points = {"panel": panel, "method": method, "step": raw.index, "mean": mean}
@@ -90,12 +90,12 @@ def curve(raw: pd.DataFrame, panel: str, method: str, smooth: int, most: float) 
 def read_csv(path: Path) -> pd.DataFrame:
     points = read_rows(CurvePoint, path)
     if unknown := set(points["panel"]) - set(PANELS):
-        fail(f"{path}: this program does not know its panels {', '.join(sorted(unknown))}")
+        fail(f"{path}: unknown panels {', '.join(sorted(unknown))}; analysis.curves draws {', '.join(PANELS)}")
     return points
 
 
 def message(points: pd.DataFrame) -> str:
-    """The figure's title: how the first method's reward ends, and by how much the others are ahead of it or behind."""
+    """The figure's title: the first method's reward at the end, and how far the others are ahead of it or behind it."""
     ends = points[points["panel"] == "reward"].groupby("method", sort=False).last()
     if ends.empty:
         return "Training curves"
@@ -107,7 +107,7 @@ def message(points: pd.DataFrame) -> str:
 
 
 def draw_curves(points: pd.DataFrame) -> Figure:
-    """The five panels; the sixth place is the legend's."""
+    """The five panels; the legend takes the sixth place."""
     methods = points["method"].unique()
     figure = Figure(figsize=(13, 7.2), layout="constrained")
     axes, last = figure.subplots(2, 3).flatten(), points["step"].max()
@@ -128,7 +128,7 @@ def draw_curves(points: pd.DataFrame) -> Figure:
 
 
 def places(methods: Iterable[str]) -> dict[str, int]:
-    """Which style each method has: those of ORDER the same one in every figure, others what is left.
+    """The number of each method's style. Methods of ORDER have the same one in every figure; others take what is left.
 
     >>> places(["sft", "dapo", "dagrpo_on", "gspo"])
     {'sft': 7, 'dapo': 0, 'dagrpo_on': 1, 'gspo': 2}
@@ -139,7 +139,7 @@ def places(methods: Iterable[str]) -> dict[str, int]:
 
 
 def style(index: int, points: int) -> dict:
-    """How a method is drawn, given its place; not every point has a marker."""
+    """How a method is drawn, given its number from `places`; about 8 of the points get a marker, if it has one."""
     look = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)], "linewidth": 1.7}
     marker = MARKERS[index // len(DASHES) % len(MARKERS)] or ("o" if points == 1 else "")  # a lone point is no line
     return look | {"marker": marker, "markersize": 4, "markevery": (0, max(1, points // 8))}
@@ -182,7 +182,7 @@ def draw_legend(ax: Axes, points: pd.DataFrame) -> None:
 
 
 def measure(runs: list[SavedRun], smooth: int, path: Path) -> str:
-    """Writes curves.csv; the caption is what a reader of the figure has to know."""
+    """Writes curves.csv, and returns the caption."""
     groups = by_method(runs).items()
     lines = [(over_seeds(group, name), name, method) for name in PANELS for method, group in groups]
     write_rows(pd.concat([curve(*line, smooth, PANELS[line[1]].most) for line in lines]), path)

@@ -1,9 +1,9 @@
 """The first figure: two groups of eight under dr_grpo and under dagrpo, with the push on every token.
 
-In the left column a response that is right by luck is pushed up like one that is derived, tokens that right and wrong
-responses share are pushed both ways, and a group in which all are wrong is not pushed at all. On the right is what the
-mask (Eq. 8-9) and the anchor (Eq. 11) make of the same groups. Both are the groups of `python dagrpo.py`, in the first
-update on a batch; nothing is trained here.
+On the left, dr_grpo pushes a lucky guess up like a derivation, pushes tokens that right and wrong responses share both
+ways, and does not push a group in which all are wrong. On the right is what the mask (Eq. 8-9) and the anchor (Eq. 11)
+make of the same groups. They are the groups of `python dagrpo.py`, in the first update on a batch; nothing is trained
+here.
 
     python -m analysis.first_figure [--out results/first]
 """
@@ -29,7 +29,7 @@ WIDTH = 22  # characters
 
 
 def draw_group(ax: Axes, view: View, b: int, norm: Normalize) -> None:
-    """Group b: a row a response, a cell a token; R, S and what becomes of it beside it."""
+    """Draws group b: one row per response, one cell per token; R and S on the left, what becomes of it on the right."""
     for i, text in enumerate(view.texts[b]):
         kept, A = bool(view.keep[b, i]), view.A[b, i].item()
         for t, character in enumerate(text):

@@ -3,9 +3,9 @@
     g_i = grad_theta sum_t w_it log pi(o_it | q, o_i<t)      w = 1 / divisor, dagrpo.divisor_weights
     v+ = sum of A_i g_i over A_i > 0, v- over A_i < 0        v = v+ + v- is the update (Eq. 4, 5; masked: Eq. 10)
 
-g_i is of all trained parameters, without projection or choice of layers. Ratios are 1, as in the first update after
-sampling; no clip, KL term or entropy bonus. What is asked about a group follows from the Gram matrix of its g_i, which
-is all that is kept of it. conflict.py makes figures of it.
+g_i covers all trained parameters, without projection or choice of layers. Ratios are 1, as in the first update after
+sampling; no clip, KL term or entropy bonus. All that we ask about a group follows from the Gram matrix of its g_i, so
+only that matrix is kept. conflict.py makes figures of it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NONE, RANDOM, MASKED = MASKS
 
 
 class Group(NamedTuple):
-    """A group's gradients, as far as they matter here."""
+    """A group that has signal: its responses, and the inner products of their gradients."""
 
     level: str
     question: str
@@ -52,10 +52,10 @@ class Group(NamedTuple):
 class Sampling:
     """how groups are sampled, masked and weighed"""
 
-    group_size: int = flag(8, "responses of a group", "G")
-    max_new_tokens: int = flag(64, "of a response", "T")
+    group_size: int = flag(8, "responses per group", "G")
+    max_new_tokens: int = flag(64, "longest response, end token included", "T")
     temperature: float = flag(1.0, "of sampling", "X")
-    batch_prompts: int = flag(16, "prompts of a batch; 0: no batches, which saves 12 times the model's memory", "B")
+    batch_prompts: int = flag(16, "prompts per batch; 0: no batches, which saves 12 times the model's memory", "B")
     delta: float = flag(3.0, "of Eq. 8-9", "X")
     divisor: Literal["constant", "sequence", "tokens"] = flag("constant", "of the recipe")
 
@@ -94,7 +94,7 @@ def gram(gradients: Tensor) -> np.ndarray:
 
 
 def cosines(products: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Cosines (n, n) from inner products (n, n); with `weights` (n,) of weights[i] * g_i. NaN where a vector is 0."""
+    """Cosines (n, n) from inner products (n, n); with `weights` (n,): of weights[i] * g_i. NaN where a vector is 0."""
     if weights is not None:
         products = products * np.outer(weights, weights)
     norm = np.sqrt(np.diag(products))  # (n,)
@@ -128,7 +128,7 @@ def sides_cosine(products: np.ndarray, advantages: np.ndarray, keep: np.ndarray)
 
 
 def chance_mask(advantages: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """controls.random_like of one group, (G,): as many positives and negatives as `keep` keeps, by chance."""
+    """A random mask of one group, (G,), that keeps as many positives and as many negatives as `keep` does."""
     return random_like(torch.from_numpy(advantages)[None], torch.from_numpy(keep)[None])[0].numpy()
 
 
@@ -180,10 +180,10 @@ def measure(policy: Policy, problems: list[Problem], how: Sampling, name: str = 
 
 
 def groups_of(policy: Policy, rollouts: Rollouts, how: Sampling) -> Iterator[tuple[str, Group, Tensor, list[int]]]:
-    """Each group with signal, in both setups; `rollouts` has G + 1 rows a problem. With the gradients of these,
-    (G + 1, D), and which of them are the group's."""
+    """Yields setup, group, gradients (G + 1, D), members: each group with signal, in both setups. `rollouts` has G + 1
+    rows per problem, which both setups share; `members` are the G rows of this one."""
     R, S = scoring.rewards(rollouts), scoring.scores(rollouts)  # (B, G + 1)
-    # over G + 1 rows instead of G: a common factor, which changes no cosine and no share
+    # the divisor counts G + 1 rows instead of G: a common factor, which changes no cosine and no share
     weight = dagrpo.divisor_weights(rollouts.mask, how.divisor, how.max_new_tokens)  # (N, T)
     more = R.shape[1]
     setups = {ROLLOUTS: list(range(more - 1)), MIXED: [*range(more - 2), more - 1]}

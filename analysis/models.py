@@ -1,14 +1,14 @@
-"""Which models can be trained here: a tiny random one of every text architecture of transformers, tried out.
+"""Which models can be trained here? Tries a tiny random model of every text architecture in transformers.
 
-Each is made from its configuration, 32 wide with random weights, and then sampled from and learned with by the plain
-path and by the fast one. What is compared: greedy tokens of both paths, log-probs as they are sampled and as they are
-learned, each row in its padded batch with the row alone, and gradients.
+Each is built from its configuration, 32 wide, with random weights. The plain path and the fast path then sample from it
+and compute its gradients. What is compared: the greedy tokens of both paths, the log-probs of sampling and of learning,
+each row in its padded batch with the row alone, and the gradients.
 
 The list is transformers' own (AutoModelForCausalLM). It holds more than models that answer questions: decoders of
 translation and speech models, encoders that can be run as decoders.
 
-    python -m analysis.models                  all of them, 15 minutes: results/models.csv, and docs/models.md's table
-    python -m analysis.models qwen3_5 lfm2     these, printed
+    python -m analysis.models                  all, 20 minutes: writes results/models.csv, prints docs/models.md's table
+    python -m analysis.models qwen3_5 lfm2     only these, printed
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PATHS = (rollout, fast)
 TOKENIZER = build_tokenizer()
 PROBLEMS = [solve("1+2=", "1"), solve("12+13-14+15=", "3"), solve("7-5=", "1")]
 
-# what a setting is called, in whichever configuration -> how large it is here
+# how large a setting is here -> its names in the configurations
 SIZES = {
     len(TOKENIZER): "vocab_size vocab_size_per_layer_input unpadded_vocab_size decoder_vocab_size",
     256: "n_positions max_position_embeddings n_ctx max_seq_len max_target_positions model_max_length context_length",
@@ -70,14 +70,14 @@ SIZES = {
 }
 SIZE = {name: size for size, names in SIZES.items() for name in names.split()}
 SIZE |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "is_decoder": True}
-# where None is no choice of the model's, but a number that follows from others
+# settings whose None means: computed from other settings
 FOLLOWS = {"head_dim", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "num_experts"}
 FOLLOWS |= {"num_key_value_heads"}
 WINDOWS, CONVOLUTIONS = (["sliding_attention", "full_attention"] * 2, ["conv", "full_attention"] * 2)
 LINEAR = ["linear_attention", "full_attention"] * 2
 INDEXER = ["indexer_n_heads", "indexer_kv_heads", "indexer_head_dim", "indexer_budget", "indexer_compress_ratio"]
 ZAMBA = {"attention_hidden_size": 64, "attention_head_dim": 16}
-# what else has to be said, so that a configuration of these sizes is a possible one
+# what else a configuration needs to be valid at these sizes
 MORE: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {"attn_layer_indices": [1, 3]},
@@ -110,16 +110,16 @@ MORE: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(model_type: str) -> PreTrainedConfig:
-    """The configuration of a model of this type of about 0.1 M parameters."""
+    """The configuration of a model of this type with about 0.1 M parameters."""
     cls = CONFIG_MAPPING[model_type]
     return cls(**_sizes(cls))
 
 
 def _sizes(cls: type[PreTrainedConfig]) -> dict[str, Any]:
-    """Of the settings that this configuration has, those in SIZE; of configurations inside it too."""
+    """The settings in SIZE that this configuration has; the same for configurations inside it."""
     try:
         usual = cls().to_dict()
-    except Exception:  # its own defaults are not a possible configuration
+    except Exception:  # its own defaults are not valid
         usual = dict.fromkeys(SIZE, 0)
     sizes = {}
     for name, value in usual.items():
@@ -133,7 +133,7 @@ def _sizes(cls: type[PreTrainedConfig]) -> dict[str, Any]:
 
 
 def tiny(model_type: str) -> Policy:
-    """A policy of random weights, so large that everything in it matters, over the characters of the built-in task."""
+    """A policy over the built-in task's characters; its random weights are so large that every part matters."""
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(tiny_config(model_type)).eval()
     with torch.no_grad():
@@ -147,12 +147,12 @@ def tiny(model_type: str) -> Policy:
 
 @dataclass(frozen=True)
 class Result:
-    """How a family is sampled from and learned with, and how far the two paths and a row alone are apart."""
+    """How sampling and learning work for a family, and how far the two paths and a row alone are apart."""
 
     family: str
     sampling: str = ""  # fast, plain
     learning: str = ""  # in one pass, by rows
-    log_probs: float | None = None  # greatest difference: both paths, as sampled and as learned, and rows alone
+    log_probs: float | None = None  # greatest difference between the paths, sampling and learning, and rows alone
     gradients: float | None = None  # of the fast path, as a share of their norm
     trouble: str = ""  # why it cannot be trained here, or was not tried
 
@@ -167,7 +167,7 @@ class Result:
 
 
 def try_out(family: str) -> Result:
-    """What comes of a family, in a few seconds. An error of sampling or learning comes out: there should be none."""
+    """Tries one family, in a few seconds. An error in sampling or learning is raised: there should be none."""
     try:
         if (size := parameters(family)) > 2e7:
             return Result(family, trouble=f"not tried: {size / 1e6:.0f} M parameters even so")

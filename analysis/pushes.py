@@ -29,7 +29,7 @@ def anchors_of(recipe: Recipe, record: dict[str, Any]) -> Tensor:
 
 
 def advantages(recipe: Recipe, record: dict[str, Any]) -> Tensor:
-    """A (G,) of the group alone under the recipe: spreads of the batch are this group's."""
+    """A (G,) of this group alone under the recipe, so spreads of the batch become spreads of the group."""
     R = torch.tensor([record["R"]], dtype=torch.float32)  # (1, G)
     apart = None if recipe.mu is None else anchors_of(recipe, record)[None]
     return dagrpo.group_advantages(R, recipe.scale, recipe.baseline, apart)[0]
@@ -38,8 +38,8 @@ def advantages(recipe: Recipe, record: dict[str, Any]) -> Tensor:
 def unmasked_pushes(recipe: Recipe, record: dict[str, Any], A: Tensor, max_new_tokens: int) -> list[Tensor]:
     """-dloss/dlogp of each token at ratio 1 with every response kept: G tensors of the responses' lengths.
 
-    NaN where it is unknown: LUFFY's shaped ratio reads the probability of an anchor's token, which a run does not
-    record for anchors that it had masked.
+    NaN where it is unknown: LUFFY and CHORD read the probability of an anchor's token, which a run does not record for
+    anchors that it had masked.
     """
     logp = [torch.tensor([math.nan if x is None else x for x in row]) for row in record["logp"]]  # G rows
     recorded = pad_sequence(logp, batch_first=True)  # (G, T)
@@ -57,7 +57,7 @@ def unmasked_pushes(recipe: Recipe, record: dict[str, Any], A: Tensor, max_new_t
         is_anchor=anchors_of(recipe, record),
         max_new_tokens=max_new_tokens,
     )
-    trained = recorded.nan_to_num().requires_grad_()  # ratio 1: its value is read by LUFFY's shaped ratio alone
+    trained = recorded.nan_to_num().requires_grad_()  # ratio 1: only `shaped` and `phi` read its value
     dagrpo.policy_loss(trained, update, recipe, entropy=torch.zeros_like(recorded)).backward()
     push = -trained.grad
     if recipe.anchors and recipe.anchor_ratio in ("shaped", "phi"):
@@ -80,7 +80,7 @@ def common_prefixes(tokens: list[list[int]]) -> list[list[int]]:
 
 
 def runs_of(values: list[float]) -> list[float | None]:
-    """Thousandths, as how many and what: pushes are mostly the same along a response.
+    """Run lengths, in thousandths: count, value, count, value. Most pushes along a response are equal.
 
     >>> runs_of([0.002, 0.002, -0.001])
     [2, 2.0, 1, -1.0]
@@ -90,7 +90,7 @@ def runs_of(values: list[float]) -> list[float | None]:
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Iterator[str]:
-    """The text of each token. A character that several tokens make up is at its first one, the others are ''."""
+    """The text of each token. A character made of several tokens is given to the first one; the others get ''."""
     texts = [tokenizer.decode([i]) for i in ids]
     at = 0
     while at < len(ids):
@@ -98,7 +98,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Iterator[str]:
         while UNFINISHED in text and end < min(at + 4, len(ids)) and UNFINISHED in texts[end]:  # UTF-8: 4 bytes at most
             end += 1
             text = tokenizer.decode(ids[at:end])
-        if UNFINISHED in text:  # it comes to nothing: bytes that are no character
+        if UNFINISHED in text:  # these bytes are no character after all
             end, text = at + 1, texts[at]
         spaced = (tokenizer.convert_ids_to_tokens(ids[at]) or "").startswith("\u2581") and not text.startswith(" ")
         yield " " * spaced + text  # SentencePiece drops the space in front of a lone token

@@ -1,4 +1,4 @@
-"""Run folders of train.py, read: what figures and tables are made from."""
+"""Reads run folders of train.py, from which figures and tables are made."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pandas as pd
 
 from harness.console import fail
 
-# flags that may differ between two runs which are one method with two seeds
+# flags that may differ between runs of one method without making them two methods
 BOOKKEEPING = {"out", "seed", "steps", "resume", "overwrite", "save_every", "log_rollouts_every", "show_every"}
 BOOKKEEPING |= {"micro_batch_tokens", "recipe", "anchors", "problems", "python", "torch", "transformers", "threads"}
-BOOKKEEPING |= {"content", "init_from", "report", "record_changes"}  # the latter is part of the name already
+BOOKKEEPING |= {"content", "init_from", "report", "record_changes"}  # init_from is part of the name already
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SavedRun:
     folder: Path
     method: str  # as figures and tables call it
     config: dict[str, Any]
-    metrics: pd.DataFrame  # metrics.csv; its index is the step, and NaN a figure that is not available
+    metrics: pd.DataFrame  # metrics.csv, indexed by step; NaN: not available
 
 
 def read_runs(folders: Iterable[Path]) -> list[SavedRun]:
@@ -48,7 +48,7 @@ def read_runs(folders: Iterable[Path]) -> list[SavedRun]:
 
 
 def read_run(folder: Path) -> SavedRun:
-    """One run folder, under its method's own name. Ends the program with one line if it is none."""
+    """Reads one run folder, named by its method. Ends the program with one line if it is not a run folder."""
     config, path = read_config(folder), folder / "metrics.csv"
     try:
         method = config["method"] + (origin(config["init_from"]) if config.get("init_from") else "")
@@ -57,7 +57,7 @@ def read_run(folder: Path) -> SavedRun:
         fail(f"{folder} is not a run folder of train.py: its config.json names no method, or no seed")
     try:
         text = path.read_text(encoding="utf-8")
-        whole = io.StringIO(text[: text.rfind("\n") + 1])  # train.py is just writing the last line, or was killed
+        whole = io.StringIO(text[: text.rfind("\n") + 1])  # train.py is writing the rest, or was killed
         metrics = pd.read_csv(whole, index_col="step", dtype=float)
         metrics.index = metrics.index.astype(int)
     except OSError as error:
@@ -81,10 +81,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_rollouts(folder: Path) -> Iterator[tuple[int, int, Any]]:
-    """Where each line of rollouts.jsonl begins and ends, in bytes, and its group, as harness.report.records makes it.
+    """Yields where each line of rollouts.jsonl begins and ends, in bytes, and its group (harness.report.records).
 
-    In place of the group of a line that is not JSON: None. A last line without an end, which train.py is just writing
-    or was killed in, is left out. Raises OSError.
+    The group is None if the line is not JSON. A last line without an end, which train.py is writing or was killed in,
+    is left out. Raises OSError.
     """
     end = 0
     with (folder / "rollouts.jsonl").open("rb") as lines:
@@ -99,9 +99,9 @@ def read_rollouts(folder: Path) -> Iterator[tuple[int, int, Any]]:
 
 
 def origin(start: str) -> str:
-    """` after sft` of a run that began where another ended; of a model that is no run, its folder's name.
+    """The end of a run's name: ` after sft` if it began where an sft run ended, ` after NAME` for another model folder.
 
-    Nothing of a warm start, which is where runs begin anyway: seeds of one method may have one each.
+    Empty for a warm start, because runs begin with one anyway: each seed of a method may have its own.
     """
     if (Path(start) / "warm_start.json").exists():
         return ""
@@ -127,14 +127,14 @@ def count(n: int, what: str) -> str:
 
 
 def describe(runs: list[SavedRun]) -> list[str]:
-    """For a caption: the seeds, steps and folders of each method. Runs of unlike length are also named on stderr."""
+    """For a caption: the seeds, steps and folders of each method. Unequal lengths are also reported on stderr."""
     lines = []
     for method, group in by_method(runs).items():
         seeds, lengths = ", ".join(str(run.config["seed"]) for run in group), [len(run.metrics) for run in group]
         steps = len(common_steps(group))
         lines += ["", f"{method}: {count(len(group), 'seed')} ({seeds}), {count(steps, 'step')}"]
         if max(lengths) > steps:
-            lines.append(f"    its runs have {min(lengths)} to {max(lengths)} steps; drawn are the {steps} of all")
+            lines.append(f"    its runs have {min(lengths)} to {max(lengths)} steps; drawn: the {steps} that all have")
             print(f"{method}: {lines[-1].strip()}", file=sys.stderr)
         lines += [f"    {run.folder}" for run in group]
     return lines

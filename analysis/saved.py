@@ -1,6 +1,6 @@
-"""What figures are drawn from, small CSVs, so that a figure is drawn again without the runs; and the command lines.
+"""Small CSVs, from which figures are redrawn without the runs; and the command line that figures share.
 
-A row of such a file is described by a frozen dataclass: its fields are the columns. Six digits are written.
+A frozen dataclass describes a row of such a file: its fields are the columns. Numbers are written with six digits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from analysis.run_folders import SavedRun, read_runs
 from harness.console import Parser, fail, first_line
 
 T = TypeVar("T")
-WATCH = 10  # seconds between two drawings of a run that goes on
+WATCH = 10  # seconds between two drawings of an unfinished run
 
 
 def write_rows(rows: pd.DataFrame | list[Any], path: Path) -> None:
@@ -28,7 +28,7 @@ def write_rows(rows: pd.DataFrame | list[Any], path: Path) -> None:
 
 
 def read_rows(kind: type, path: Path) -> pd.DataFrame:
-    """A CSV that write_rows has written, with the columns of this dataclass; an empty cell is NaN, or no text.
+    """Reads a CSV of write_rows with the columns of this dataclass; an empty cell is NaN, or "" in a column of text.
 
     Ends the program with one line if it is something else.
     """
@@ -46,13 +46,13 @@ def read_rows(kind: type, path: Path) -> pd.DataFrame:
 def draw_figure(
     parser: Parser,  # of `python -m analysis.NAME`, with the figure's own flags
     argv: list[str] | None,
-    check: Callable[[Namespace], T],  # what the flags ask for, before anything is written
-    measure: Callable[[T, Path], str],  # writes it as this CSV, and returns the caption
-    redraw: Callable[[Path, Path], None],  # from the CSV: the figures, into this folder
+    check: Callable[[Namespace], T],  # makes of the flags what `measure` takes, before anything is written
+    measure: Callable[[T, Path], str],  # writes this CSV, and returns the caption
+    redraw: Callable[[Path, Path], None],  # draws the CSV's figures into this folder
     default_out: str = "",  # "": the run folder
-    instead: str = "",  # what --from-csv takes the place of; "": it has a default
+    instead: str = "",  # the argument that --from-csv replaces; "": it has a default
 ) -> None:
-    """The command line of a figure: NAME.csv, NAME.txt (the caption) and NAME.png into --out; or the PNG again."""
+    """The command line of a figure. Writes NAME.csv, NAME.txt (the caption) and NAME.png; with --from-csv the PNG."""
     argv = sys.argv[1:] if argv is None else argv
     name = parser.prog.rpartition(".")[2]
     shown = default_out or "the run folder"
@@ -60,7 +60,7 @@ def draw_figure(
     parser.add_argument("--from-csv", metavar="FILE", help=f"redraw this {name}.csv, and measure nothing")
     args = parser.parse_args(argv)
     if instead and bool(getattr(args, instead.lstrip("-"))) == bool(args.from_csv):
-        fail(f"give {instead}, or --from-csv FILE, one of the two (--help lists all flags)")
+        fail(f"give one of the two: {instead}, or --from-csv FILE (--help lists all flags)")
     source = Path(args.from_csv) if args.from_csv else None
     wanted = None if source else check(args)
     out = Path(args.out or (source.parent if source else default_out or args.run))
@@ -83,7 +83,7 @@ def draw_runs(
     name: str,
     about: str,
     argv: list[str] | None,
-    measure: Callable[[list[SavedRun], int, Path], str],  # runs, --smooth, the CSV: the caption
+    measure: Callable[[list[SavedRun], int, Path], str],  # takes runs, --smooth and the CSV; returns the caption
     redraw: Callable[[Path, Path], None],
     default_out: str,
 ) -> None:

@@ -1,20 +1,20 @@
 """Shared tokens (Eq. 6): how much of a group's text right and wrong responses share, and what cancels there.
 
-A state-action pair is a token w after a history h, the prompt and all tokens before it. Two responses of a group share
-a pair where they have the same tokens from the start up to and with w. Every response i that holds (h, w) pushes
+A state-action pair is a token w after a history h: the prompt and all tokens before it. Two responses of a group share
+a pair where they have the same tokens from the start up to and including w. Every response i that holds (h, w) pushes
 grad log pi(w | h) by A_i / |o_i|, with the recipe's divisor for |o_i|; Eq. 6 is their sum. A pair counts as shared if a
-positive (A > 0) and a negative response hold it. Of the groups that have signal, three figures for each step:
+positive (A > 0) and a negative response hold it. For the groups with signal, at each step:
 
     shared tokens     tokens of shared pairs, as a share of all tokens
     cancelled there   1 - sum over shared pairs of |sum_i A_i / |o_i|| / sum of |A_i / |o_i||: 0, nothing; 1, all
     cancelled in all  the same amount as a share of the mass sum |A_i / |o_i|| on all tokens
 
 each as sampled, under the mask of Eq. 8-9 and under a random mask that keeps as many positives and negatives of each
-group: fewer responses share less by that alone. For methods that do not mask, the mask is what Eq. 8-9 would have left.
-All of it is counted from rollouts.jsonl, nothing is trained or loaded. Where we depart from the paper: it argues with
-one pair of responses, we sum over all that hold a pair; and anchors count as responses. GTPO's token weights and
-entropy term, clips and ratios are left out. Only text from the start counts: after the first difference the history is
-another one, even if the words are the same (their gradients may still be alike: analysis.conflict).
+group, because fewer responses share less anyway. For methods that do not mask, the mask of Eq. 8-9 is computed all the
+same. Everything is counted from rollouts.jsonl; nothing is trained or loaded. Where we depart from the paper: it argues
+with one pair of responses, we sum over all that hold a pair; and anchors count as responses. GTPO's token weights and
+entropy term, clips and ratios are left out. Only text from the start counts: after the first difference the histories
+differ, even if the words are the same (their gradients may still be similar: analysis.conflict).
 
 Writes into --out: shared.png, shared.csv (exactly what is drawn), shared.txt (the caption).
 
@@ -46,7 +46,7 @@ PANELS = {
     "cancelled in all": "share of all mass",
 }
 MARKS = {NONE: "o", RANDOM: "s", MASKED: "^"}
-COUNTED = ["tokens", "shared", "mass", "on_shared", "cancels"]  # of `tally`
+COUNTED = ["tokens", "shared", "mass", "on_shared", "cancels"]  # the columns of `tally`
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def pair_ids(tokens: list[list[int]]) -> list[list[int]]:
 
 
 def tally(tokens: list[list[int]], pushes: np.ndarray) -> np.ndarray:
-    """Of one group, (5,): its tokens, those on shared pairs; the mass, that on shared pairs, and what of it cancels.
+    """COUNTED for one group, (5,): tokens, tokens on shared pairs, mass, mass on shared pairs, and mass that cancels.
 
-    `pushes` (G,) are A_i / |o_i|, 0 for masked responses, which then do not count at all.
+    `pushes` (G,) are A_i / |o_i|; masked responses have 0 and do not count at all.
 
     >>> tally([[7, 8], [7, 9]], np.array([0.5, -0.5]))
     array([4., 2., 2., 1., 1.])
@@ -94,7 +94,7 @@ def tally(tokens: list[list[int]], pushes: np.ndarray) -> np.ndarray:
 
 
 def ratios(sums: pd.DataFrame) -> pd.DataFrame:
-    """PANELS from sums of tallies; NaN where there is nothing to take a share of."""
+    """The shares of PANELS from sums of tallies; NaN where the divisor is 0."""
     parts = (("shared", "tokens"), ("cancels", "on_shared"), ("cancels", "mass"))
     return pd.DataFrame({name: sums[a] / sums[b] for name, (a, b) in zip(PANELS, parts, strict=True)})
 
@@ -105,7 +105,7 @@ def ratios(sums: pd.DataFrame) -> pd.DataFrame:
 def tallies_of(run: SavedRun) -> pd.DataFrame:
     """The tallies of each group with signal: mask, step, level and COUNTED. Raises ValueError on a damaged file."""
     recipe, delta = run.config.get("recipe") or {}, run.config.get("delta", 3.0)
-    torch.manual_seed(0)  # of the random masks
+    torch.manual_seed(0)  # for the random masks
     rows = []
     try:
         for _, _, group in read_rollouts(run.folder):
@@ -133,7 +133,7 @@ def points_of(runs: list[SavedRun], smooth: int) -> pd.DataFrame:
         with progress(runs, desc="runs") as bar:
             tallies = {run.folder: tallies_of(run) for run in bar}
     except OSError as error:
-        fail(f"{error.filename} cannot be read ({error.strerror}): analysis.shared counts in it")
+        fail(f"{error.filename} cannot be read ({error.strerror}): analysis.shared needs it")
     except ValueError as error:
         fail(str(error))
     points = []
@@ -143,7 +143,7 @@ def points_of(runs: list[SavedRun], smooth: int) -> pd.DataFrame:
         for mask in MASKS:
             here = every[every["mask"] == mask].drop(columns="mask")
             by_step = ratios(here.drop(columns="level").groupby(["seed", "step"]).sum())
-            here = pd.concat([here, here.assign(level="every")]).drop(columns="step")  # sorted behind the numbers
+            here = pd.concat([here, here.assign(level="every")]).drop(columns="step")  # sorts behind the numbers
             by_level = ratios(here.groupby(["seed", "level"]).sum())
             for name in PANELS:
                 raw = by_step[name].unstack("seed").reindex(index=steps, columns=seeds)  # (steps, seeds)
@@ -187,7 +187,7 @@ def draw_shared(points: pd.DataFrame) -> Figure:
 
 
 def draw_levels(ax: Axes, points: pd.DataFrame, methods: list[str]) -> None:
-    """Methods side by side at each level, masks by their markers."""
+    """At each level the methods side by side; the marker says which mask."""
     levels, width, place = list(points["level"].unique()), 0.8 / len(methods), places(methods)
     for i, method in enumerate(methods):
         for p in points[points["method"] == method].itertuples():

@@ -19,19 +19,19 @@ def t_test(values: Any) -> tuple[Any, Any, Any]:
     >>> [round(float(x), 3) for x in t_test([1.0, 2.0, 3.0])]
     [2.0, 2.484, 0.074]
     """
-    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # about what has no spread
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # single values have no spread
         test = stats.ttest_1samp(values, 0, axis=-1, nan_policy="omit")
         low, high = test.confidence_interval()
         return np.nanmean(values, axis=-1), (high - low) / 2, test.pvalue
 
 
 def t_interval(values: Any) -> tuple[Any, Any]:
-    """The mean over the last axis, and half the width of its 95 % t-interval, as t_test."""
+    """The mean over the last axis, and half the width of its 95 % t-interval: see t_test."""
     return t_test(values)[:2]
 
 
 def signed_interval(interval: tuple[float, float], digits: int = 3) -> str:
-    """A difference and the half-width of its interval as tables show them; of a single value the value alone.
+    """A difference and the half-width of its interval as tables show them; a single value has no interval.
 
     >>> signed_interval((0.1, 0.25)), signed_interval((0.1, math.nan))
     ('+0.100 [-0.150, +0.350]', '+0.100')

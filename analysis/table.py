@@ -1,8 +1,8 @@
-"""The table of results: what each method cost, and what its policy gets right greedily, level by level.
+"""The table of results: what each method cost, and the greedy accuracy of its policy, level by level.
 
-One row per method: the mean over its seeds, and +- half the 95 % t-interval of that mean where there are several. The
-accuracies are those that eval.py has left in RUN/eval.json; costs are summed over metrics.csv. The best of each column
-has a star. Runs of one method that differ in a flag are rows of their own, with the flag in the name.
+One row per method: the mean over its seeds, and +- half the 95 % t-interval of that mean if there are several. The
+accuracies are those that eval.py has written to RUN/eval.json; costs are summed over metrics.csv. The best accuracy of
+each column has a star. Runs of one method that differ in a flag are rows of their own, with the flag in the name.
 
     python eval.py --model runs/dagrpo
     python -m analysis.table runs/dr_grpo runs/dagrpo --baseline "runs/start.json:warm start"
@@ -24,7 +24,7 @@ from analysis.stats import t_interval
 from harness.console import Parser, fail, first_line
 
 COSTS = ("steps", "responses", "seconds")  # the other columns are greedy accuracies
-Row = dict[str, Any]  # method; column -> mean over seeds, and `COLUMN half-width`, of what the method has
+Row = dict[str, Any]  # method; column -> mean over seeds, and `COLUMN half-width`, for the columns it has
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Eval:
 
 
 def read_eval(path: Path, hint: str = "") -> Eval:
-    """The levels of the benchmarks `test` and `ood`, and the mean of each."""
+    """Reads the levels of the benchmarks `test` and `ood`, and the mean of each; errors end with `hint`."""
     scores, problems = {}, {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -62,7 +62,7 @@ def cost(run: SavedRun) -> dict[str, float]:
 
 
 def make_row(method: str, seeds: list[dict[str, float]]) -> Row:
-    """The mean over the seeds, of the columns that all of them have."""
+    """The mean over the seeds of each column that all of them have."""
     columns = pd.DataFrame(seeds).dropna(axis=1)  # (seeds, columns)
     row = {"method": method, "seeds": len(seeds)}
     for name, mean, half in zip(columns, *t_interval(columns.to_numpy().T), strict=True):
@@ -71,7 +71,7 @@ def make_row(method: str, seeds: list[dict[str, float]]) -> Row:
 
 
 def as_table(rows: list[Row]) -> pd.DataFrame:
-    """The costs, then the accuracies, of each method; NaN where it has no such figure."""
+    """The costs, then the accuracies, of each method; NaN where it has none."""
     table = pd.DataFrame(rows).set_index("method")
     rest = [name for name in table if not name.endswith("half-width") and name not in ("seeds", *COSTS)]
     columns = [column for name in (*COSTS, *rest) for column in (name, f"{name} half-width")]
@@ -79,7 +79,7 @@ def as_table(rows: list[Row]) -> pd.DataFrame:
 
 
 def as_text(table: pd.DataFrame) -> str:
-    """The table to be read; a star marks the best of a column, to the digits that are printed."""
+    """The table as text; a star marks the best accuracy of a column, to the digits that are printed."""
     lines = [["method", "seeds"], *([method, str(seeds)] for method, seeds in table["seeds"].items())]
     for name, half_width in zip(table.columns[1::2], table.columns[2::2], strict=True):
         digits = 0 if name in COSTS else 3
@@ -87,7 +87,7 @@ def as_text(table: pd.DataFrame) -> str:
         top = max(means, key=lambda text: -1.0 if text == "-" else float(text)) if digits and len(table) > 1 else None
         lines[0].append(name + " ")  # over the numbers, not over the stars
         for line, mean, half in zip(lines[1:], means, table[half_width], strict=True):
-            shown = half >= 0 if digits else half > 0.5  # seeds cost the same, mostly; NaN: one seed
+            shown = half >= 0 if digits else half > 0.5  # the seeds' costs are mostly equal; NaN: one seed
             line.append(mean + (f" +-{half:.{digits}f}" if shown else "") + ("*" if mean == top else " "))
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     aligned = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
@@ -95,11 +95,11 @@ def as_text(table: pd.DataFrame) -> str:
 
 
 def footnote(evals: list[Eval]) -> str:
-    """How to read the table, and a warning where its rows were not measured alike."""
+    """How to read the table, and a warning if its rows were not measured in the same way."""
     fewest = min(n for e in evals for n in e.problems.values())
     wide = f"{1.96 * 0.5 / math.sqrt(fewest):.2f}"
     text = "* the best of its column   +- half the 95 % t-interval of the mean over seeds\n"
-    text += f"Greedy accuracy on {fewest} problems a level: the 95 % interval of one policy's is up to +-{wide}."
+    text += f"Greedy accuracy on {fewest} problems a level: one policy's 95 % interval is up to +-{wide}."
     if len({repr((e.problems, e.max_new_tokens)) for e in evals}) > 1:
         text += "\nCareful: these evaluations differ in their problems or in --max-new-tokens."
     return text
@@ -109,8 +109,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.table", description=__doc__)
     add, label = parser.add_argument, "FILE.json:LABEL"
     add("runs", nargs="+", metavar="RUN", help="run folders of train.py, each with its eval.json")
-    add("--baseline", action="append", default=[], metavar=label, help="a row from a result of eval.py alone")
-    add("--csv", metavar="FILE", help="also write the table there, means and half-widths apart")
+    add("--baseline", action="append", default=[], metavar=label, help="add a row from a result of eval.py")
+    add("--csv", metavar="FILE", help="also write the table there, half-widths in columns of their own")
     args = parser.parse_args(argv)
     runs, rows, evals = read_runs(map(Path, args.runs)), [], []
     for text in args.baseline:

@@ -1,8 +1,8 @@
-"""One group on one page: what every response, and every token of it, is pushed by, and why a response is masked.
+"""One group on one page: the push on every response and on every token, and why a response is masked.
 
 Writes a single HTML file from RUN/rollouts.jsonl that needs no server and no network. It shows one group at a time,
-with a choice of recipe and of delta. pushes.py computes, with dagrpo.py, what does not depend on delta; the page (its
-text, its looks and its script are viewer.html) does the rest, as delta is chosen there:
+with a choice of recipe and of delta. pushes.py computes, with dagrpo.py, what does not depend on delta; the page does
+the rest, because the reader chooses delta there (viewer.html holds its text, style and script):
 
     here   A                  Eq. 1, 12    of each recipe from R; of the run's own recipe as the run recorded it
            unmasked push      Eq. 4, 13    -dloss/dlogp of each token by dagrpo.policy_loss, as if nothing were masked
@@ -10,13 +10,13 @@ text, its looks and its script are viewer.html) does the rest, as delta is chose
     page   masks, reasons     Eq. 8, 9     as dagrpo.rectification_mask and harness.report.reasons, in fp32 like them
            net pushes         Eq. 6        the sum over the responses that share a token after the same history
 
-What is assumed, and said on the page: the ratio is 1 (the first update on a batch), so nothing is clipped; the group is
-an update of its own (a run divides by its other groups too, and pools tokens over them for dapo and cispo);
-entropies are not in rollouts.jsonl, so GTPO's penalty and filter, LUFFY's bonus and top_entropy's choice of tokens are
-left out; a recipe without anchors takes a recorded demonstration as if it had been sampled.
+The page also says what it assumes. The ratio is 1 (the first update on a batch), so nothing is clipped. The group is an
+update of its own (a run divides by its other groups too, and pools tokens over them for dapo and cispo). Entropies are
+not in rollouts.jsonl, so GTPO's penalty and filter, LUFFY's bonus and top_entropy's choice of tokens are left out. A
+recipe without anchors takes a recorded demonstration as if it had been sampled.
 
     python -m analysis.viewer runs/demo/dagrpo                    writes runs/demo/dagrpo/viewer.html
-    python -m analysis.viewer runs/demo/dagrpo --steps 1,50-60    these steps
+    python -m analysis.viewer runs/demo/dagrpo --steps 1,50-60    only these steps
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PER_ROW = ("responses", "tokens", "logp", "R", "S", "A", "keep", "is_anchor")  #
 
 @dataclass(frozen=True)
 class ViewedRun:
-    """What config.json says: the recipe as it was run, flags included."""
+    """The settings in config.json that the page needs; the recipe includes the run's flags."""
 
     method: str
     recipe: Recipe
@@ -79,8 +79,8 @@ class Index:
     """Where the groups are in rollouts.jsonl: the file of a long run need not fit in memory."""
 
     places: list[tuple[int, int]]  # (step, byte offset) of each group, in the file's order
-    malformed: list[int]  # numbers of the lines that are no groups
-    half_written: bool  # the last line has no end: train.py is just writing it, or was killed
+    malformed: list[int]  # numbers of the lines that hold no valid group
+    half_written: bool  # the last line has no end: train.py is writing it, or was killed
 
 
 def index_rollouts(folder: Path) -> Index:
@@ -101,7 +101,7 @@ def index_rollouts(folder: Path) -> Index:
 
 
 def is_group(record: Any) -> bool:
-    """Could harness.report.records have written it?"""
+    """Could harness.report.records have made it?"""
     try:
         G = len(record["R"])
         numbers = [x for name in ("R", "A") for x in record[name]] + [s for s in record["S"] if s is not None]
@@ -123,7 +123,7 @@ def is_group(record: Any) -> bool:
 
 
 def is_change(change: Any, tokens: list[list[int]]) -> bool:
-    """Nothing, or a number or None for each token (train.py --record-changes)."""
+    """Is it None, or a number or None for each token (train.py --record-changes)?"""
     if change is None:
         return True
     rows = zip(change, tokens, strict=True)
@@ -131,7 +131,7 @@ def is_change(change: Any, tokens: list[list[int]]) -> bool:
 
 
 def is_number(x: Any) -> bool:
-    """A finite number that fp32 holds: not a switch, not a text, not one of 400 digits."""
+    """Is it a finite number that fp32 holds? A bool, a text, and an integer of 400 digits are not."""
     return type(x) in (int, float) and abs(x) < 2**31
 
 
@@ -151,7 +151,7 @@ def choose(places: list[tuple[int, int]], steps: list[range] | None, limit: int)
     wanted = [place for place in places if steps is None or any(place[0] in part for part in steps)]
     there = sorted({step for step, _ in wanted})
     if len(wanted) > limit:
-        fit = max(1, limit * len(there) // len(wanted))  # steps, if all have as many groups
+        fit = max(1, limit * len(there) // len(wanted))  # so many steps, if all have equally many groups
         there = [there[round(i * (len(there) - 1) / max(1, fit - 1))] for i in range(fit)]
     return [place for place in wanted if place[0] in set(there)][:limit]
 
@@ -186,7 +186,7 @@ def notices(index: Index, chosen: list[tuple[int, int]]) -> list[str]:
 
 def find_tokenizer(folder: Path, name: str | None) -> PreTrainedTokenizerBase:
     if name is None and not (folder / "checkpoint" / "model" / "tokenizer_config.json").exists():
-        fail(f"{folder} has no tokenizer (checkpoint/model is missing): --tokenizer names the model's id or folder")
+        fail(f"{folder} has no tokenizer (checkpoint/model is missing): give --tokenizer, a hub id or folder")
     return load_tokenizer(name or str(folder))
 
 
@@ -196,10 +196,10 @@ def find_tokenizer(folder: Path, name: str | None) -> PreTrainedTokenizerBase:
 def page_group(
     record: dict[str, Any], run: ViewedRun, recipes: dict[str, Recipe], texts: list[list[int]]
 ) -> dict[str, Any]:
-    """A group as the page reads it; `texts`: of each response, which strings its tokens are."""
+    """A group as the page reads it; `texts`: for each response, the indices of its tokens' strings."""
     by_recipe = []
     for name, recipe in recipes.items():
-        # R is not all that A is made of in a run with an over-long penalty, say
+        # the run's own A need not follow from R alone: there may be an over-long penalty
         A = torch.tensor(record["A"], dtype=torch.float32) if name == run.method else advantages(recipe, record)  # (G,)
         push = unmasked_pushes(recipe, record, A, run.max_new_tokens)
         by_recipe.append({"A": [float(f"{a:.6g}") for a in A.tolist()], "push": [runs_of(p.tolist()) for p in push]})
@@ -216,7 +216,7 @@ def page_group(
 def build(
     folder: Path, run: ViewedRun, chosen: list[tuple[int, int]], notes: list[str], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """All that the page knows."""
+    """All the data of the page."""
     strings, groups = {}, []
     recipes = METHODS | {run.method: run.recipe}
     with (folder / "rollouts.jsonl").open("rb") as file:
@@ -224,7 +224,7 @@ def build(
             file.seek(offset)
             record = json.loads(file.readline())
             if max(map(max, record["tokens"])) >= len(tokenizer):
-                fail(f"step {record['step']} has tokens that this tokenizer does not know: it is not the run's")
+                fail(f"step {record['step']} has tokens that the tokenizer lacks: it is not the run's; see --tokenizer")
             texts = [
                 [strings.setdefault(text, len(strings)) for text in pieces(tokenizer, ids)] for ids in record["tokens"]
             ]
@@ -272,8 +272,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder of train.py")
     parser.add_argument("--out", metavar="FILE.html", help="where to write [RUN/viewer.html]")
     parser.add_argument("--steps", metavar="1,50-60", help="only these steps")
-    parser.add_argument("--limit", type=int, default=500, metavar="N", help="at most so many groups")
-    parser.add_argument("--note", metavar="TEXT", help="on top of the page, in place of what is left out")
+    parser.add_argument("--limit", type=int, default=500, metavar="N", help="show at most N groups")
+    parser.add_argument("--note", metavar="TEXT", help="shown at the top of the page, instead of what is left out")
     parser.add_argument("--tokenizer", metavar="MODEL", help="hub id or folder, if the run's checkpoint is gone")
     args = parser.parse_args(argv)
     if args.limit < 1:

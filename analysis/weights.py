@@ -1,9 +1,9 @@
 """How hard a recipe pushes a token: its gradient's weight against its ratio or, in demonstrations, its probability.
 
-The gradient of a token's term is weight * A * grad log pi. With one update per rollout batch all weights are 1. When
-the policy has moved, they are what a method is: a clip, a soft gate, a bounded weight, a trust region, one ratio for a
-whole row. One panel for each; methods that weigh alike share it. The weights are taken from dagrpo.surrogate by
-autograd, so the figure cannot say anything else than the loss does.
+The gradient of a token's term is weight * A * grad log pi. With one update per rollout batch all weights are 1. Once
+the policy has moved, they are what makes a method: a clip, a soft gate, a bounded weight, a trust region, one ratio for
+a whole row. Each has a panel; methods with equal weights share one. The weights are taken from dagrpo.surrogate by
+autograd, so the figure always agrees with the loss.
 
 Writes into --out: weights.png, weights.csv (exactly what is drawn), weights.txt (the caption).
 
@@ -30,16 +30,16 @@ from harness.console import Parser
 
 ROW = 8  # tokens; the others have ratio 1
 LOW, HIGH, POINTS = 0.15, 7.0, 150  # ratios
-LIKELY, UNLIKELY = 0.5, 0.05  # the token's probability when it was sampled: a trust region asks for it
+LIKELY, UNLIKELY = 0.5, 0.05  # the token's probability when it was sampled: trust regions depend on it
 
 
 @dataclass(frozen=True)
 class Point:
     """A row of weights.csv."""
 
-    panel: str  # the methods that it is of
+    panel: str  # the methods that share it
     line: str
-    x: float  # the token's ratio; in the panel of demonstrations its probability
+    x: float  # the token's ratio; in the panel `demonstrations` its probability
     weight: float
 
 
@@ -65,7 +65,7 @@ def by_ratio(recipe: Recipe, A: float, p_old: float = UNLIKELY) -> tuple[list[fl
 
 
 def points() -> list[Point]:
-    """All lines of all panels. Methods with equal weights share a panel, which is named by them."""
+    """All lines of all panels. Methods with equal weights share a panel, which bears their names."""
     shared: dict[tuple, list[str]] = {}
     for name, recipe in METHODS.items():
         if recipe.rollouts:

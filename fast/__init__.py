@@ -1,4 +1,4 @@
-"""The same functions as in rollout.py, with the same results, sooner. `python -m fast` shows both side by side."""
+"""Faster versions of the functions in rollout.py, with the same results. `python -m fast` compares the two."""
 
 from fast.learning import micro_batches, token_logprobs
 from fast.memory import keep_freed_memory

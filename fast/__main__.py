@@ -1,8 +1,8 @@
-"""The plain path and the fast one side by side: the same results, their seconds, and what each trick is worth here.
+"""Compares the plain path with the fast one: do results agree, how long does each take, what is each trick worth here?
 
-Both sample groups and take the gradient of their log-probs. Then the fast path runs once more without each of its
-tricks, and with some that are not in it: whoever has a GPU can see what they would be worth there. Seconds are the
-least of a few rounds, taken in turn; sampling is per token, as samplers draw other responses.
+Both sample groups and take the gradient of their log-probs. Then the fast path runs again without each of its tricks in
+turn, and with each of a few tricks that it does not have, as these may pay on your GPU. Times are the shortest of a few
+rounds, in which all variants take turns. Sampling is timed per token, because samplers draw different responses.
 
     python -m fast                                                   the built-in policy
     python -m fast --model DIR --prompts 2 --max-new-tokens 32       a model of your own
@@ -40,13 +40,13 @@ class Settings:
     prompts: int = flag(8, "prompts, of levels 1 to 5", "B")
     group_size: int = flag(8, "responses per prompt", "G")
     max_new_tokens: int = flag(64, "longest response", "T")
-    micro_batch_tokens: int = flag(16384, "of the learner", "N")
-    rounds: int = flag(3, "the least of so many seconds counts", "N")
+    micro_batch_tokens: int = flag(16384, "tokens per micro-batch of the learner", "N")
+    rounds: int = flag(3, "rounds; the shortest time counts", "N")
 
 
 @dataclass(frozen=True)
 class Trick:
-    """What is switched off, in sampling or in the learner, and how."""
+    """A trick, in sampling or in the learner, and the patches that take it out of the fast path or put it in."""
 
     text: str
     learner: bool
@@ -72,7 +72,7 @@ def fused_norm(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def tried(policy: Policy) -> tuple[Trick, ...]:
-    """What is not in the fast path: below 5 % on a CPU, and not measured on a GPU."""
+    """Tricks that the fast path does not have: they gain less than 5 % on a CPU, or were not measured on a GPU."""
     found = [Trick("parts of logits four times as large", True, {"fast.learning.LOGITS_AT_ONCE": 2**28})]
     kinds = {type(module) for module in policy.model.modules()}
     norms = {f"{kind.__module__}.{kind.__name__}.forward": fused_norm for kind in kinds if "RMSNorm" in kind.__name__}
@@ -83,7 +83,7 @@ def tried(policy: Policy) -> tuple[Trick, ...]:
 
 
 def sampled(policy: Policy, path: ModuleType, problems: list[Problem], settings: Settings) -> tuple[Rollouts, float]:
-    """Groups of every problem, and the seconds a token that they took."""
+    """Samples a group for every problem. Returns the rollouts, and the seconds per token."""
     torch.manual_seed(0)
     begin = now()
     found = path.sample_groups(policy, problems, [settings.group_size] * len(problems), settings.max_new_tokens)
@@ -91,7 +91,7 @@ def sampled(policy: Policy, path: ModuleType, problems: list[Problem], settings:
 
 
 def learned(policy: Policy, path: ModuleType, rollouts: Rollouts, settings: Settings) -> tuple[float, float]:
-    """The gradient of the rows' summed log-probs, left in .grad: its norm, and the seconds that it took."""
+    """Puts the gradient of the summed log-probs into .grad. Returns its norm, and the seconds that it took."""
     policy.model.zero_grad()
     begin = now()
     for rows in path.micro_batches(rollouts, torch.arange(len(rollouts.texts)), settings.micro_batch_tokens):
@@ -105,14 +105,14 @@ def gradient(policy: Policy) -> torch.Tensor:
 
 
 def now() -> float:
-    """Seconds on a clock, read when a GPU is done with what it was given."""
+    """A clock, in seconds, read after the GPU (if there is one) has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def same_results(policy: Policy, problems: list[Problem], settings: Settings) -> str:
-    """How far the two paths agree, as lines."""
+    """How closely the two paths agree, in three lines."""
     counts = [1] * len(problems)
     greedy = [path.sample_groups(policy, problems, counts, settings.max_new_tokens, greedy=True) for path in PATHS]
     same = sum(a == b for a, b in zip(*(found.texts for found in greedy), strict=True))
@@ -134,7 +134,7 @@ PATHS = (rollout, fast)
 
 
 def seconds_of(policy: Policy, problems: list[Problem], settings: Settings) -> dict[Any, list[float]]:
-    """Least seconds of (path or trick, is it the learner), all taken in turn."""
+    """The seconds of each round, by (path or trick, is it the learner?). In a round all variants take turns."""
     rollouts = sampled(policy, fast, problems, settings)[0]
     works: dict[Any, Callable[[], float]] = {}
     for path in PATHS:
@@ -174,7 +174,7 @@ def main() -> None:
     for path in PATHS:
         print(f"{path.__name__:48s}{1000 * least[path, False]:16.3f}{least[path, True]:12.3f}")
     for title, tricks in (("without one trick", TRICKS), ("with one that it does not have", tried(policy))):
-        print(f"\nthe fast path {title}, times as long:")
+        print(f"\nthe fast path {title}; 1.00 is the time of the fast path:")
         for trick in tricks:
             times = f"{least[trick.text, trick.learner] / least[fast, trick.learner]:.2f}"
             print(f"  {trick.text:46s}{'' if trick.learner else times:>16s}{times if trick.learner else '':>12s}")

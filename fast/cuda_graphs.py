@@ -1,16 +1,16 @@
 """A decoding step recorded once and replayed: sampling on a GPU.
 
 For every token of a response, the pass through a model of 30 layers starts about a thousand kernels. Python needs some
-20 ms to start them, whatever their size, and a GPU waits for it, until models are large or rows many. A CUDA graph is
-all of these kernels recorded with the addresses they read and write, and starting it is one call. So what changes from
-step to step has to stand at the same addresses: inputs are copied into held tensors, and the cache has room for many
-tokens to come (prompt_cache.Static).
+20 ms to start them, whatever their size, and the GPU waits for Python, unless the model is large or the rows are many.
+A CUDA graph records all of these kernels with the addresses that they read and write; one call starts it. So what
+changes from step to step must stay at the same addresses: inputs are copied into held tensors, and the cache has room
+for many more tokens (prompt_cache.Static).
 
-What is replayed are the kernels that the model starts at its second step. A graph is recorded anew for every batch,
-when ended rows have left it (here not before half of them have ended), and when the room is full.
+The graph holds the kernels of the model's second step. It is recorded anew for every batch, when ended rows have left
+the batch (with graphs, only after half of them have ended), and when the cache's room is full.
 
-Not done: on a CPU, where starting a kernel costs little beside running it; for models that read numbers back from the
-GPU on their way, which a graph cannot do, or have a cache or positions of their own kind (`recordable`).
+Graphs are not used on a CPU, where starting a kernel costs little compared with running it; nor for models that read
+numbers back from the GPU within a step, which a graph cannot do, or have special caches or positions (`recordable`).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from transformers import Cache
 from fast import prompt_cache
 from policy import Policy, transformer
 
-WORTH_STEPS = 16  # fewer save less than recording takes
+WORTH_STEPS = 16  # with fewer steps, recording takes longer than it saves
 
 
 def cache_kind(policy: Policy) -> type[prompt_cache.Static | prompt_cache.Growing]:
-    """The layers of a cache for sampling."""
+    """The kind of cache layer to sample with: Static if steps can be recorded, else Growing."""
     return prompt_cache.Static if policy.device.type == "cuda" and recordable(policy) else prompt_cache.Growing
 
 
 def recordable(policy: Policy) -> bool:
-    """Whether a decoding step is the same kernels at every length: transformers' own word, and what we know besides."""
+    """Whether a decoding step runs the same kernels at every length, by transformers' own flag and by our checks."""
     model = transformer(policy.model)
     rope = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type") or "default"
     by_length = "dynamic" in rope or rope == "longrope" or getattr(model.config, "alibi", False)
@@ -46,10 +46,10 @@ def recordable(policy: Policy) -> bool:
 
 @contextmanager
 def graphed(policy: Policy, cache: Cache, steps: int) -> Iterator[None]:
-    """Within it, the model's forward pass is recorded at its second call, and replayed from then on.
+    """In this context, the model's forward pass is recorded at its second call, and replayed from then on.
 
-    The first call is an ordinary one: libraries set themselves up, and autocast rounds the weights, and neither belongs
-    into the graph. All calls, `steps` or fewer, must be of one token a row, for the same rows, on this cache.
+    The first call is an ordinary one: in it libraries set themselves up and autocast rounds the weights, and neither
+    belongs in the graph. All calls, at most `steps`, must be for one token per row, for the same rows, on this cache.
     """
     model = transformer(policy.model)
     static = all(isinstance(layer, prompt_cache.Static) for layer in cache.layers)
@@ -71,22 +71,22 @@ def graphed(policy: Policy, cache: Cache, steps: int) -> Iterator[None]:
     try:
         yield
     finally:
-        del model.forward  # the class's is there again
+        del model.forward  # the class's own method shows again
         if own:
             model.forward = own
 
 
 @once
 def memory_pool() -> Any:
-    """The memory of all graphs, one after the other: without it, what PyTorch reserves would grow with each."""
+    """One memory pool for all graphs, one after the other: otherwise PyTorch would reserve more with every graph."""
     return torch.cuda.graph_pool_handle()
 
 
 def record(forward: Callable[..., Any], inputs: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
-    """A function that does what `forward` does, given inputs of the same names and shapes. It takes no step itself."""
+    """A function that does what `forward` does, given inputs of the same names and shapes. Recording runs no step."""
     held = {name: x.clone() for name, x in inputs.items() if isinstance(x, Tensor)}
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=memory_pool()):  # nothing is run here
+    with torch.cuda.graph(graph, pool=memory_pool()):  # recorded, not run
         out = forward(**inputs | held)
 
     def replay(inputs: dict[str, Any]) -> Any:

@@ -1,6 +1,6 @@
-"""How the next token is drawn, and when rows leave the batch: what `generate` calls at every token.
+"""What `generate` calls at every token: it draws the next token, and checks whether rows can leave the batch.
 
-The draw notes its log-prob and the distribution's entropy, which is all that training needs of the logits.
+Each draw records its log-prob and the distribution's entropy, which is all that training needs of the logits.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from transformers import LogitsProcessor, StoppingCriteria
 
 
 class Sampler(LogitsProcessor):
-    """Draws the next token of every row itself, and notes its log-prob and the distribution's entropy.
+    """Draws the next token of every row itself, and records its log-prob and the distribution's entropy.
 
-    `generate` then takes the largest score, which is the drawn token's. Left to `generate`, on a CPU, the draw takes
-    longer than the attention of all layers: torch.multinomial makes a random number for every word of the vocabulary,
-    where one for every row is enough. And so the log-probs are of the very logits that were drawn from, without the T
-    tensors (N, V) that `output_logits=True` would keep.
+    `generate` then takes the largest score, which is the drawn token's. Drawing in `generate` takes longer, on a CPU,
+    than the attention of all layers: torch.multinomial makes a random number for every token of the vocabulary, where
+    one per row is enough. Here the log-probs also come from the very logits of the draw, without the T tensors (N, V)
+    that `output_logits=True` would keep.
     """
 
     def __init__(self, temperature: float, greedy: bool) -> None:
@@ -29,7 +29,7 @@ class Sampler(LogitsProcessor):
         probability = logp.exp()
         drawn = logp.argmax(dim=1, keepdim=True) if self.greedy else draw(probability)  # (N, 1)
         self.logp.append(logp.gather(1, drawn).squeeze(1))
-        if self.logp[-1].isnan().any():  # one logit that is not finite makes its whole row so
+        if self.logp[-1].isnan().any():  # one logit of NaN or +inf makes its whole row NaN
             raise FloatingPointError("the policy's logits are not finite")
         # below e^-104 an fp32 probability is 0: no NaN from 0 * -inf. torch.special.entr takes four times as long
         self.entropy.append(-(probability * logp.clamp_(min=-104)).sum(dim=-1))
@@ -37,7 +37,7 @@ class Sampler(LogitsProcessor):
 
 
 def draw(probability: Tensor) -> Tensor:
-    """One index (N, 1) a row of `probability` (N, V), by inversion: the first whose cumulative sum is above u.
+    """One index per row of `probability` (N, V), drawn by inversion, (N, 1): the first with a cumulative sum above u.
 
     The sums are fp64: adding up 150,000 small numbers to 1 then loses none of them. An index of probability 0 is never
     drawn.
@@ -48,7 +48,7 @@ def draw(probability: Tensor) -> Tensor:
 
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:
-    """Logits of the distribution that is sampled, and trained. No pass over (N, V) for a division by 1."""
+    """Logits of the distribution that is sampled and trained. At temperature 1 it saves the pass over (N, V)."""
     return logits if temperature == 1 else logits / temperature
 
 

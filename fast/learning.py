@@ -1,4 +1,4 @@
-"""`token_logprobs` and `micro_batches` as in rollout.py, sooner and in less memory: every token runs once.
+"""Faster `token_logprobs` and `micro_batches` than rollout.py's, with less memory: every token runs once.
 
 The tokens of a micro-batch run side by side, without padding, and each prompt once for all of its rows:
 
@@ -6,12 +6,12 @@ The tokens of a micro-batch run side by side, without padding, and each prompt o
                             . p p p b b b b b                  prompt and its responses    the next one
                             . . q q c c . . .
 
-What a token sees is given to attention as tables of indices: it looks up the keys of each row in the one long row
-(`side_by_side`, registered with transformers). Positions are those of the rows, so log-probs and gradients are theirs.
-Logits are made where the mask is, in parts that are not kept: the backward pass makes them again.
+Attention is given tables of indices: with them it looks up the keys of each row in the one long row (`side_by_side`,
+registered with transformers). Tokens keep the positions of their rows, so log-probs and gradients stay the same.
+Logits are computed only inside the mask, in parts that are not kept: the backward pass computes them again.
 
-A model for which this does not give the rows' log-probs (that is tried out once with a few tokens), or that does not
-see all that is before a token (sliding windows, linear attention), runs its rows as rollout.py does.
+Other models run padded rows, as in rollout.py: those whose layers do not see all earlier tokens (sliding windows,
+linear attention), and those for which this gives other results. A trial with a few tokens decides, once per model.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Part(NamedTuple):
 
     queries: Tensor  # (n, t) indices
     keys: Tensor  # (n, s) indices
-    seen: Tensor | None  # (n, 1, t, s) bool; None: all up to its own place
+    seen: Tensor | None  # (n, 1, t, s) bool; None: all tokens up to itself
 
 
 class SideBySide(NamedTuple):
@@ -53,14 +53,14 @@ class SideBySide(NamedTuple):
     ids: Tensor  # (1, M)
     positions: Tensor  # (1, M)
     parts: tuple[Part, Part]  # prompts; responses, which see their prompt
-    back: Tensor  # (M,) each token's place in the parts' rows, one part behind the other
+    back: Tensor  # (M,) each token's place in the rows of both parts, concatenated
     before: Tensor  # (n, t) for each completion token, the token whose hidden state it is drawn from
 
 
 def side_by_side(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any
 ) -> tuple[Tensor, None]:
-    """Attention for transformers: over rows as usual, or over the parts of `tokens`, a SideBySide."""
+    """Attention for transformers: over rows as usual, or, if `tokens` (a SideBySide) is given, over its parts."""
     tokens = more.pop("tokens", None)
     if tokens is None:
         return sdpa_attention_forward(module, query, key, value, mask, **more)
@@ -84,7 +84,7 @@ def lay_out(rollouts: Rollouts, rows: Tensor, t: int) -> SideBySide:
     wanted, prompt = rollouts.group[rows].unique(return_inverse=True)  # (b,), (n,) each row's prompt among them
     prompt_mask, mask = rollouts.prompt_mask[wanted], rollouts.mask[rows, :t]  # (b, P), (n, t)
     real = torch.cat([prompt_mask.flatten(), mask.flatten()])  # of the b * P + n * t places, M are real
-    place = (real.cumsum(0) - 1).clamp(min=0)  # where each of them is among the M; of padding, anywhere
+    place = (real.cumsum(0) - 1).clamp(min=0)  # where each of them is among the M; for padding, arbitrary
     of_prompts = place[: prompt_mask.numel()].view_as(prompt_mask)  # (b, P)
     of_responses = place[prompt_mask.numel() :].view_as(mask)  # (n, t)
     ids = torch.cat([rollouts.prompt_ids[wanted].flatten(), rollouts.tokens[rows, :t].flatten()])
@@ -152,7 +152,7 @@ def in_one_pass(policy: Policy, rollouts: Rollouts, rows: Tensor, t: int) -> Ten
 
 
 def in_rows(policy: Policy, rollouts: Rollouts, rows: Tensor, t: int) -> Tensor:
-    """The same from padded rows, each with its prompt."""
+    """The same states from padded rows, each with its prompt."""
     group, mask = rollouts.group[rows], rollouts.mask[rows, :t]  # (n,), (n, t)
     ids = torch.cat([rollouts.prompt_ids[group], rollouts.tokens[rows, :t]], dim=1)  # (n, P + t)
     attention = torch.cat([rollouts.prompt_mask[group], mask], dim=1).long()  # (n, P + t)
@@ -165,10 +165,10 @@ HEADS: WeakKeyDictionary[torch.nn.Module, torch.nn.Module | None] = WeakKeyDicti
 
 
 def one_pass_works(policy: Policy) -> bool:
-    """Whether a pass over tokens side by side gives the hidden states of padded rows: tried out once for a model.
+    """Whether a pass over tokens side by side gives the hidden states of padded rows: tried once per model.
 
-    From then on the model's attention is `side_by_side`, which is transformers' own for all other passes. It stays:
-    gradient checkpointing runs the layers once more in the backward pass.
+    If so, `side_by_side` becomes the model's attention; in all other passes it is transformers' own. It is not switched
+    back, because gradient checkpointing runs the layers once more in the backward pass.
     """
     model = transformer(policy.model)
     if model not in WORKS:
@@ -188,13 +188,13 @@ def one_pass_works(policy: Policy) -> bool:
                 WORKS[model] = torch.allclose(once, each, rtol=off, atol=off * each.std())
             except torch.OutOfMemoryError:
                 raise
-            except Exception:  # a model that cannot take these inputs, whatever it says of it
+            except Exception:  # the model cannot take these inputs, whatever it raises
                 WORKS[model] = False
             if not WORKS[model]:
                 model.set_attn_implementation(own)
         if not WORKS[model]:
-            why = "its layers need every row whole"
-            print(f"{model.config.model_type}: the learner runs rows as the plain path does, as {why}", file=sys.stderr)
+            why = "its tokens cannot run side by side"
+            print(f"{model.config.model_type}: the learner takes the slower plain path: {why}", file=sys.stderr)
     return WORKS[model]
 
 
@@ -212,7 +212,7 @@ def small_rollouts(policy: Policy) -> Rollouts:
 
 
 def hidden_states(policy: Policy, **inputs: Any) -> Tensor:
-    """What the output layer makes logits of, (n, tokens, width); of a model without a plain one, the logits."""
+    """The states (n, tokens, width) from which the output layer makes logits; the logits if `output_layer` is None."""
     with policy.autocast():
         if output_layer(policy) is None:
             return policy.model(**inputs).logits
@@ -220,9 +220,9 @@ def hidden_states(policy: Policy, **inputs: Any) -> Tensor:
 
 
 def output_layer(policy: Policy) -> torch.nn.Module | None:
-    """The output layer, if logits are what it makes of the last hidden states and nothing more.
+    """The output layer, if logits are just this layer applied to the last hidden states; else None.
 
-    Some models scale or bound their logits further. That is tried out with one token, not looked up.
+    Some models also scale or bound their logits. This is tested with one token, not looked up.
     """
     model = transformer(policy.model)
     if model not in HEADS:
@@ -239,8 +239,8 @@ def _logprobs(
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probs (m,) of these tokens, and entropies, from the hidden states (m, width) that they are drawn from.
 
-    A vocabulary is large: fp32 logits of 8,192 tokens and 150,000 words are 5 GB, and their log-probs and gradients as
-    much again. So they are made in parts, and a part is not kept: the backward pass computes it again.
+    Vocabularies are large: fp32 logits of 8,192 tokens with 150,000 entries each are 5 GB, and their log-probs and
+    gradients as much again. So they are made in parts that are not kept: the backward pass computes them again.
     """
     head = output_layer(policy)
 
@@ -267,7 +267,7 @@ def _logprobs(
 
 
 def micro_batches(rollouts: Rollouts, rows: Tensor, budget: int) -> list[Tensor]:
-    """As rollout.micro_batches; tokens are counted as they run, each prompt once, without padding."""
+    """As rollout.micro_batches, but the budget counts each prompt once and no padding."""
     prompts = rollouts.prompt_mask.sum(dim=1).tolist()  # B
     found = pack(rollouts.group[rows].tolist(), rollouts.lengths[rows].tolist(), prompts, budget)
     return [rows[index] for index in found]
@@ -276,8 +276,8 @@ def micro_batches(rollouts: Rollouts, rows: Tensor, budget: int) -> list[Tensor]
 def pack(group: Sequence[int], lengths: Sequence[int], prompts: Sequence[int], budget: int) -> list[list[int]]:
     """Row indices in batches of at most `budget` tokens; a prompt's rows stay together where they fit.
 
-    `group` (n,) is the rows' prompt, `lengths` (n,) their completion tokens, `prompts` (B,) the prompts' tokens. A row
-    that is over the budget alone goes alone.
+    `group` (n,) is each row's prompt, `lengths` (n,) its completion tokens; `prompts` (B,) are the prompts' tokens. A
+    row that is over the budget by itself goes alone.
 
     >>> pack([0, 0, 1, 1], [1, 9, 2, 8], [12, 12], budget=30)
     [[0, 1], [2, 3]]

@@ -1,15 +1,14 @@
-"""Keys and values of the prompts in sampling: computed once, and used by all responses of a group.
+"""Keys and values of prompts, for sampling: computed once, and used by all responses of a group.
 
 The G responses of a group share their prompt, so there is no reason to run it G times. `run_prompts` runs each prompt
 once and gives every row its keys and values; the completions then grow on top of it.
 
 transformers grows a cache by copying it for every token. Here a token is stored
 
-    Growing    into room that was left for it
-    Static     on a GPU, into room that stays where it is for many tokens (cuda_graphs.py)
+    Growing    in room that was left for it
+    Static     on a GPU, in room that stays at the same addresses for many tokens (cuda_graphs.py)
 
-Departure: only layers of full attention are treated so. Others (sliding windows, linear attention) keep transformers'
-own cache.
+This holds for layers of full attention only. Others (sliding windows, linear attention) keep transformers' own cache.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ ROOM, STATIC_ROOM = 64, 512  # tokens
 class Growing(DynamicLayer):
     """Holds the rows' tokens so far, (n, heads, tokens, D), as views of tensors that have room for more.
 
-    In the precision of products: under autocast, attention would round keys in fp32 (those with rotary positions are)
-    to bf16 at every token, all of them.
+    Keys and values are in autocast's precision. Otherwise attention would round all fp32 keys (those with rotary
+    positions are fp32) to bf16 again at every token.
     """
 
     rooms: tuple[Tensor, Tensor] | None = None  # each (n, heads, tokens and some more, D)
@@ -56,8 +55,8 @@ class Growing(DynamicLayer):
 class Static(StaticLayer):
     """Holds the rows' tokens so far in the first part of its tensors, (n, heads, tokens and many more, D).
 
-    As products see them, like Growing. transformers masks what is behind them, and counts them on the GPU, so that a
-    step need not know where it is.
+    Keys and values are in autocast's precision, as in Growing. transformers masks the empty rest, and counts the tokens
+    on the GPU, so that a recorded step works at every position.
     """
 
     def __init__(self) -> None:
@@ -68,7 +67,7 @@ class Static(StaticLayer):
         self.update(keys, values)
 
     def make_room(self, length: int) -> None:
-        """For `length` tokens in all. Zeros, as what is masked has weight 0, and 0 times NaN is NaN."""
+        """Makes room for `length` tokens in all. Filled with zeros: masked values have weight 0, but 0 * NaN is NaN."""
         if self.is_initialized and length > self.max_cache_len:
             more = (0, 0, 0, length - self.max_cache_len)
             self.keys, self.values = pad(self.keys, more), pad(self.values, more)
@@ -82,29 +81,29 @@ class Static(StaticLayer):
 
 
 def rounded(x: Tensor) -> Tensor:
-    """x as products see it: in autocast's precision, where that is on."""
+    """x in autocast's precision, if autocast is on."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def _with_room(x: Tensor, length: int) -> Tensor:
-    """x (n, heads, tokens, D) at the beginning of a tensor with `length` tokens."""
+    """x (n, heads, tokens, D) at the beginning of a new tensor with room for `length` tokens."""
     room = x.new_empty(*x.shape[:2], length, x.shape[3])
     room[:, :, : x.shape[2]] = x
     return room
 
 
 def empty_cache(policy: Policy, kind: type[CacheLayerMixin]) -> Cache:
-    """The model's cache with layers of this kind, but where it has a kind of its own."""
+    """An empty cache for the model: layers of this kind, except where the model needs a special kind."""
     cache = DynamicCache(config=policy.model.config)
     cache.layers = [kind() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 def make_room(cache: Cache, tokens: int, more: int) -> int:
-    """How many of `more` tokens, after `tokens` a row, can be sampled into this cache in one go. Makes room for them.
+    """Makes room in this cache for up to `more` tokens per row after the first `tokens`. Returns for how many.
 
-    Of a static cache it is a part at a time: room for all would take memory, and time in attention, from the start.
+    A static cache gets room in parts: room for all would take memory, and time in attention, from the start.
     """
     if not all(isinstance(layer, Static) for layer in cache.layers):
         return more
@@ -115,20 +114,20 @@ def make_room(cache: Cache, tokens: int, more: int) -> int:
 
 
 def full_attention(policy: Policy) -> bool:
-    """Whether no layer of the model has a kind of its own."""
+    """Whether every layer of the model has full attention, and so a plain DynamicLayer as its cache."""
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=policy.model.config).layers)
 
 
 def run_prompts(
     policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, group: Tensor, kind: type[CacheLayerMixin]
 ) -> Cache | None:
-    """Keys and values of each prompt but for its last token: computed once, repeated for its rows, as `group` has them.
+    """A cache with the keys and values of each prompt except its last token: computed once, repeated for its rows.
 
-    prompt_ids and prompt_mask (B, P), group (n,), `kind` Growing or Static. None for prompts of one token.
+    prompt_ids and prompt_mask (B, P), group (n,), `kind` Growing or Static. None if P is 1 or there are no rows.
     """
     if prompt_ids.shape[1] == 1 or not len(group):
         return None
-    wanted, place = group.unique(return_inverse=True)  # prompts that have a row, and which of them each row's is
+    wanted, place = group.unique(return_inverse=True)  # prompts that have rows, and each row's place among them
     ids, mask = prompt_ids[wanted, :-1], prompt_mask[wanted, :-1].long()
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions_of(mask)}
     filled, cache = DynamicCache(config=policy.model.config), empty_cache(policy, kind)
@@ -139,6 +138,6 @@ def run_prompts(
                 keys, values = (x.index_select(0, place) for x in (layer.keys, layer.values))  # (n, heads, P - 1, D)
                 cache.layers[i].begin(keys, values)
             else:
-                layer.reorder_cache(place)  # any rows, any number of times; all kinds of layers have it
+                layer.reorder_cache(place)  # takes any rows, any number of times; all kinds of layers have it
                 cache.layers[i] = layer
     return cache

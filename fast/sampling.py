@@ -1,13 +1,13 @@
-"""`sample_groups` as in rollout.py, sooner: the same distribution, the same log-probs, other random numbers.
+"""A faster `sample_groups` than rollout.py's: the same distribution and log-probs, other random numbers.
 
-What is different, each trick in a file of its own:
-    prompt_cache.py    a prompt runs once for its rows; a cache that is not copied for every token
-    draw.py            one random number a row draws a token; the log-prob and the entropy are noted on the way
+The tricks, and where they are:
+    prompt_cache.py    a prompt runs once for its rows; the cache is not copied for every token
+    draw.py            one random number per row draws a token; log-prob and entropy are recorded on the way
     here               rows that have ended leave the batch
     cuda_graphs.py     on a GPU a decoding step is recorded once and replayed
     packed.py          on a CPU the weights of a large model are laid out once for all steps
 
-A model whose cache cannot do this is sampled by the plain path. That is tried out once with a few tokens.
+If a model's cache does not allow this, rollout.py samples. A trial with a few tokens decides, once per model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rollout import Rollouts, as_rollouts, group_index, pad_prompts, token_logpr
 from rollout import sample_groups as plain_sample_groups
 from tasks import Problem
 
-LEAVE_AT = 0.25  # share of the rows
+LEAVE_AT = 0.25  # ended rows leave the batch when they are this share of it
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def sample_groups(
     """`counts[b]` responses to problem b, as rollout.sample_groups.
 
     Whenever LEAVE_AT of the rows have ended, the others go on without them: on the built-in task the longest response
-    has three times the tokens of the mean one. Recorded steps are recorded anew then, so that there it is half of them.
+    has three times the tokens of the mean one. With CUDA graphs, which are then recorded anew, half must have ended.
     """
     if not any(counts) or not sampling_works(policy):
         return plain_sample_groups(policy, problems, counts, max_new_tokens, temperature, greedy)
@@ -54,8 +54,8 @@ def sample_groups(
     prompt_ids, prompt_mask = pad_prompts(policy, problems)  # (B, P)
     tokens = torch.full((len(group), max_new_tokens), policy.pad_id, device=policy.device)  # (N, T)
     logp, entropy = torch.zeros((2, *tokens.shape), device=policy.device)  # (N, T) each
-    rows = torch.arange(len(group), device=policy.device)  # (n,) that have not ended
-    ids, attention, start = prompt_ids[group], prompt_mask[group].long(), 0  # what they have so far, (n, P + start)
+    rows = torch.arange(len(group), device=policy.device)  # (n,) rows that have not ended
+    ids, attention, start = prompt_ids[group], prompt_mask[group].long(), 0  # (n, P + start)
     kind, ends = cuda_graphs.cache_kind(policy), torch.tensor(policy.end_ids, device=policy.device)
     share = LEAVE_AT if kind is Growing else 0.5
     cache = run_prompts(policy, prompt_ids, prompt_mask, group, kind) or empty_cache(policy, kind)
@@ -67,7 +67,7 @@ def sample_groups(
         tokens[rows, start:end] = new
         logp[rows, start:end] = torch.stack(sampler.logp, dim=1)
         entropy[rows, start:end] = torch.stack(sampler.entropy, dim=1)
-        going = (~torch.isin(new, ends)).all(dim=1).nonzero().squeeze(1)  # (n,) to fewer
+        going = (~torch.isin(new, ends)).all(dim=1).nonzero().squeeze(1)  # indices of the rows that go on
         cache.reorder_cache(going)
         attention = pad(attention, (0, end - start), value=1)
         rows, ids, attention, start = rows[going], ids[going], attention[going], end
@@ -85,7 +85,7 @@ def _generate(
     ends: Tensor,  # token ids
     share: float,
 ) -> Tensor:
-    """`ids` with at most `length` more tokens, until this share of them has ended; `cache` grows with them."""
+    """`ids` with at most `length` more tokens, until `share` of the rows have ended; `cache` grows with them."""
     with (
         whole_distribution(policy),
         policy.autocast(),
@@ -97,11 +97,11 @@ def _generate(
             attention_mask=attention,
             cache=cache,
             generation_config=GenerationConfig(
-                do_sample=False,  # takes the largest score: what the sampler has drawn
+                do_sample=False,  # takes the largest score, which is the sampler's draw
                 max_new_tokens=length,
                 eos_token_id=ends.tolist() or None,
                 pad_token_id=policy.pad_id,
-                disable_compile=True,  # cuda_graphs.py does it without the wait
+                disable_compile=True,  # cuda_graphs.py does the same without the wait
             ),
             logits_processor=LogitsProcessorList([lambda _, logits: policy.of_tokens(logits), sampler]),
             stopping_criteria=StoppingCriteriaList([ManyEnded(ends, ids.shape[1], share)]),
@@ -112,7 +112,7 @@ WORKS: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
 def sampling_works(policy: Policy) -> bool:
-    """Whether the model can be sampled from with a cache that is filled beforehand and loses rows: tried out once."""
+    """Whether this model can be sampled with a cache that is filled beforehand and loses rows: tried once per model."""
     model = transformer(policy.model)
     if model not in WORKS:
         try:
@@ -121,18 +121,18 @@ def sampling_works(policy: Policy) -> bool:
             WORKS[model] = torch.allclose(found, expected, rtol=0, atol=off)
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # a cache of its own kind, or none
+        except Exception:  # the model has a special cache, or none
             WORKS[model] = False
         if not WORKS[model]:
             why = "its cache cannot be filled beforehand or lose rows"
-            print(f"{model.config.model_type}: sampling goes the plain path, as {why}", file=sys.stderr)
+            print(f"{model.config.model_type}: sampling takes the slower plain path: {why}", file=sys.stderr)
     return WORKS[model]
 
 
 def sample_a_few(policy: Policy) -> tuple[Tensor, Tensor]:
-    """Three greedy tokens of rows of two prompts, one of which leaves after the first token: log-probs here and there.
+    """Log-probs (2, 3) of three greedy tokens, twice: as recorded here, and as rollout.py computes them.
 
-    Both (2, 3): as they are noted here, and as rollout.py finds them.
+    There are three rows of two prompts; one row leaves after the first token.
     """
     few, nothing = small_rollouts(policy), torch.tensor([], dtype=torch.long, device=policy.device)
     kind, stay = cuda_graphs.cache_kind(policy), torch.tensor([0, 2], device=policy.device)

@@ -1,4 +1,4 @@
-"""What the checks of the exercises put in, what must come out, and what comes out of mistakes that people make."""
+"""The cases of lessons/check.py: inputs of each exercise, what must come out, and what common mistakes give instead."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BOOL = tensor([[True, True, False], [True, False, False]])
 
 @dataclass(frozen=True)
 class Case:
-    """One call of an exercise. `mistakes`: what is wrong, in words -> the value that comes out of it."""
+    """One call of an exercise. `mistakes`: what is wrong, in words -> the value that this mistake gives."""
 
     inputs: tuple[Any, ...]
     wanted: Any
@@ -39,14 +39,14 @@ def centred(x: Tensor) -> Tensor:
 def group_advantages() -> Iterator[Case]:
     divided = "you divide by the standard deviation: leave that out here (lesson 2)"
     mistakes = {
-        "this is the mean of the whole batch; each row (group) has a mean of its own": R - R.mean(),
+        "this subtracts the mean of the whole batch; each row (group) has its own mean": R - R.mean(),
         divided: centred(R) / R.std(dim=1, keepdim=True),  # NaN where a group's rewards are equal
         f"{divided} ": centred(R) / (R.std(dim=1, keepdim=True) + 1e-8),
         f" {divided}": centred(R) / (R.std(dim=1, keepdim=True, correction=0) + 1e-8),
         f"{divided}, and its 1e-4": dagrpo.group_advantages(R, "group"),
-        "the sign is turned round: better than the mean is positive": -centred(R),
-        "each column lost a mean, not each row: keepdim=True is missing": R - R.mean(dim=1),
-        "this is the mean over the batch at each place (dim 0); a group is a row": R - R.mean(dim=0),
+        "the sign is flipped: better than the mean must be positive": -centred(R),
+        "a mean was subtracted from each column, not each row: keepdim=True is missing": R - R.mean(dim=1),
+        "this subtracts the mean of each column (dim 0); a group is a row (dim 1)": R - R.mean(dim=0),
     }
     yield Case((R,), dagrpo.group_advantages(R), mistakes)
 
@@ -65,16 +65,16 @@ def rectification_mask() -> Iterator[Case]:
     worst_negative = S.masked_fill(~negative, math.inf).amin(1, True)
     best_positive = S.masked_fill(~positive, -math.inf).amax(1, True)
     mistakes = {
-        "a response is compared with its own side; it has to be with the other one": mask(*bars()[::-1]),
+        "each response is compared with its own side; it must be compared with the other one": mask(*bars()[::-1]),
         "you compare with the worst negative and the best positive; it is the other way round": mask(
             worst_negative, best_positive
         ),
-        "the bars count all positives and negatives, also those that do not stay": mask(*bars(rows=wanted)),
+        "the bars must count all positives and negatives, also those that do not stay": mask(*bars(rows=wanted)),
         "an empty side must set no bar: fill with -inf and inf": mask(*bars(fill=0.0)),
         "each row has bars of its own; these are over the whole batch": mask(bars()[0].max(), bars()[1].min()),
         "a gap of exactly delta is enough: >=, not >": dagrpo.rectification_mask(A, S, 3.001),
         "responses with A = 0 never stay": wanted | (A == 0),
-        "this is True where a response is masked; True has to mean that it stays": ~wanted,
+        "this is True where a response is masked; True must mean that it stays": ~wanted,
     }
     yield Case((A, S, 3.0), wanted, mistakes)
     yield Case((A, S, 0.0), dagrpo.rectification_mask(A, S, 0.0))
@@ -97,7 +97,7 @@ def clipped_objective() -> Iterator[Case]:
         "this is the larger of the two; the smaller one is wanted, for both signs of A": product.maximum(clamped),
         "for A < 0 the minimum must be of the products, not of the ratios": torch.minimum(ratio, bounded) * advantage,
         "nothing is clipped; low and high bound the ratio as they are (did you add them to 1?)": product,
-        "the objective is to be raised: no minus": -torch.minimum(product, clamped),
+        "the objective is maximised: no minus sign": -torch.minimum(product, clamped),
     }
     yield Case((ratio, advantage, 0.8, 1.2), torch.minimum(product, clamped), mistakes)
 
@@ -105,8 +105,8 @@ def clipped_objective() -> Iterator[Case]:
 def k3() -> Iterator[Case]:
     logp, ref = tensor([[-1.0, -0.1, -2.0]]), tensor([[-1.0, -1.5, -0.5]])
     mistakes = {
-        "this is k1, -log r: right in the mean, and negative for single tokens": logp - ref,
-        "this is k2, the half square of the log-ratio": (ref - logp).square() / 2,
+        "this is k1, -log r: right on average, but negative for some tokens": logp - ref,
+        "this is k2, half the square of the log-ratio": (ref - logp).square() / 2,
         "r is pi_ref / pi; this is the other way round": (logp - ref).expm1() - (logp - ref),
     }
     yield Case((logp, ref), (ref - logp).expm1() - (ref - logp), mistakes)
@@ -115,11 +115,11 @@ def k3() -> Iterator[Case]:
 def micro_batch_loss() -> Iterator[Case]:
     objective = tensor([[1.0, 2.0, 9.0], [4.0, 9.0, 9.0]])
     mistakes = {
-        "the sign: losses are made small, objectives large": tensor(7 / 40),
-        "what is outside the mask counts as well": tensor(-34 / 40),
-        "the divisor counts the rows of this micro-batch; parts add up if it counts the update's": tensor(-7 / 20),
-        "the width T of this micro-batch depends on the cut: max_new_tokens does not": tensor(-7 / 12),
-        "this is a token mean of the micro-batch: cut otherwise, the update would be another one": tensor(-7 / 3),
+        "the sign: a loss is minimised, an objective maximised": tensor(7 / 40),
+        "tokens outside the mask must not count": tensor(-34 / 40),
+        "the divisor counts this micro-batch's rows; the parts add up only if it counts the update's": tensor(-7 / 20),
+        "this divides by this micro-batch's width T, which depends on the cut: use max_new_tokens": tensor(-7 / 12),
+        "this is a token mean of the micro-batch: the update would depend on how it is cut": tensor(-7 / 3),
     }
     yield Case((objective, BOOL, 4, 10), tensor(-7 / 40), mistakes)
     yield Case((objective[:1], BOOL[:1], 4, 10), tensor(-3 / 40))
@@ -130,7 +130,7 @@ def mask_of_tokens() -> Iterator[Case]:
     wanted, is_end = completion_mask(tokens, [2])[0], tokens == 2
     mistakes = {
         "the end token itself is left out: then stopping is never trained": wanted & ~is_end,
-        "only the end tokens are masked; what comes behind the first one does not count either": ~is_end,
+        "only the end tokens are masked; what comes after the first one must not count either": ~is_end,
         "a row without an end token counts whole (argmax is 0 there)": torch.arange(4) <= is_end.int().argmax(1, True),
         "what comes after the first end token must be False": is_end.cumsum(1) <= 1,
         "this masks what comes before the end; True is for tokens that count": ~wanted,
@@ -141,10 +141,10 @@ def mask_of_tokens() -> Iterator[Case]:
 def maxrl_advantages() -> Iterator[Case]:
     mean = R.mean(dim=1, keepdim=True)
     mistakes = {
-        "a group where nobody is right gives 0 / 0; it has to be 0": centred(R) / mean,
+        "a group with no right response gives 0 / 0; it must be 0": centred(R) / mean,
         "the divisor is the mean of the rewards, not their spread": dagrpo.group_advantages(R, "group"),
         "this is not divided by the mean": centred(R),
-        "the sign is turned round": -dagrpo.group_advantages(R, "mean"),
+        "the sign is flipped": -dagrpo.group_advantages(R, "mean"),
     }
     yield Case((R,), dagrpo.group_advantages(R, "mean"), mistakes)
 
@@ -154,8 +154,8 @@ def entropy() -> Iterator[Case]:
     wanted = logp_and_entropy(logits, torch.zeros(1, 3, dtype=torch.long), 1.0)[1]
     p = logits.softmax(-1)
     mistakes = {
-        "0 * -inf is NaN: what has probability 0 adds 0": -(p * p.log()).sum(-1),
-        "this is in bits; nats are asked for, the natural logarithm": wanted / math.log(2),
+        "0 * -inf is NaN: a token of probability 0 must add 0": -(p * p.log()).sum(-1),
+        "this is in bits; use the natural logarithm, for nats": wanted / math.log(2),
         "the sign: an entropy is never below 0": -wanted,
     }
     yield Case((logits,), wanted, mistakes)
@@ -166,7 +166,7 @@ def pass_at_k() -> Iterator[Case]:
     rows = tensor([[1.0] * c + [0.0] * (n - c) for c in right])
     too_low = sum(1 - (1 - c / n) ** k for c in right) / 3
     mistakes = {
-        "this is 1 - (1 - c/n)^k, which is too low: the same response is drawn twice": too_low,
+        "this is 1 - (1 - c/n)^k, which is too low: it can draw the same response twice": too_low,
         "this is pass@1": sum(right) / 12,
         "this is the sum over problems, not their mean": 3 * pass_at(rows, k),
     }
@@ -186,37 +186,37 @@ def paired_interval() -> Iterator[Case]:
         "1.96 is the normal distribution's quantile; with 5 seeds it is t's, 2.78": (mean, half * 1.959964 / t),
         "0.95 leaves 5 % on one side; two-sided needs 0.975": (mean, half * stats.t.ppf(0.95, 4) / t),
         "the standard deviation divides by n - 1: ddof=1": (mean, half * math.sqrt(4 / 5)),
-        "this is the spread of single differences; that of their mean is smaller": (
+        "this is the spread of single differences; that of their mean is smaller by sqrt(n)": (
             mean,
             half * math.sqrt(5),
         ),
         "this is the full width; half of it is wanted": (mean, 2 * half),
-        "these are the ends; wanted is the mean and the half-width": (mean - half, mean + half),
+        "these are the ends; return the mean and the half-width": (mean - half, mean + half),
     }
     yield Case((a, b), (mean, half), mistakes)
 
 
 def random_mask(function: Callable) -> str:
-    """What is wrong with a random mask, "" if nothing is: not one value, so it is no Case."""
+    """What is wrong with a random mask, "" if nothing is. It has no single right value, so it is not a Case."""
     keep = tensor([[True, False, False, True, False, False], [True, True, True, True, False, False]])
     signs = tensor([[1.0, 1, 1, -1, -1, 0], [1, 1, -1, -1, -1, 0]])
     drawn = [function(keep, signs, torch.Generator().manual_seed(seed)) for seed in range(40)]
     if any(not isinstance(x, Tensor) or x.shape != keep.shape or x.dtype != torch.bool for x in drawn):
-        return "it has to give a bool tensor of the shape of `keep`"
+        return "it must return a bool tensor of the shape of `keep`"
     again = function(keep, signs, torch.Generator().manual_seed(0))
     if not torch.equal(again, drawn[0]):
-        return "the same generator gave two masks: draw from the generator that is handed in, and from nothing else"
+        return "the same generator gave two masks: draw only from the generator that is passed in"
     for x in drawn:
         for side, name in ((signs > 0, "positives"), (signs < 0, "negatives")):
             stay, wanted = ((mask & side).sum(1).tolist() for mask in (x, keep))
             if stay != wanted:
-                return f"of the {name} {stay} stay in the two groups, not {wanted}"
+                return f"{stay} of the {name} stay in the two groups, not {wanted}"
         if (x & (signs == 0)).any():
             return "a response with A = 0 stays: it has no side"
     if all(torch.equal(x, keep) for x in drawn):
-        return "this is always the mask that was handed in: which ones stay has to be chance"
+        return "this is always the mask that was handed in: which ones stay must be random"
     often = torch.stack(drawn).float().mean(0)[0, :3]
-    return "" if often.min() > 0.1 else f"of the first group's positives one hardly ever stays: {often.tolist()}"
+    return "" if often.min() > 0.1 else f"one of the first group's positives hardly ever stays: {often.tolist()}"
 
 
 CASES = {

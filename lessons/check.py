@@ -1,8 +1,8 @@
-"""Is an exercise right? Each check tries small cases, and says in words what is wrong, with the case that shows it.
+"""Is an exercise right? Each check tries small cases, and says what is wrong, with the case that shows it.
 
 python -m lessons.check 3              the third exercise of lessons/exercises.py
 python -m lessons.check                all of them
-python -m lessons.check --solutions    lessons/solutions.py instead: what CI runs
+python -m lessons.check --solutions    lessons/solutions.py instead, which the tests run too
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAMES = list(CASES)
 
 
 def check(number: int, where: ModuleType) -> str | None:
-    """What is wrong with exercise `number` of this module, in words: "" if nothing is, None if it is not written."""
+    """What is wrong with exercise `number` in this module, in words. "": nothing; None: it is not written yet."""
     name = NAMES[number - 1]
     function = getattr(where, name)
     try:
@@ -39,14 +39,14 @@ def check(number: int, where: ModuleType) -> str | None:
         return None
     except Exception as error:  # whatever a student's code may do
         place = traceback.extract_tb(error.__traceback__)[-1]
-        hint = "; a and b are lists: make arrays of them first" if name == "paired_interval" else ""
+        hint = "; a and b are lists: turn them into arrays first" if name == "paired_interval" else ""
         where_to_look = f"{Path(place.filename).name}, line {place.lineno}"
         return f"it stopped with {type(error).__name__}: {error} ({where_to_look}){hint}"
     return ""
 
 
 def compare(found: Any, case: Case, names: list[str]) -> str:
-    """What is wrong with this result of a case, and the case itself; "" if it is as wanted."""
+    """What is wrong with this result of a case, and the case itself; "" if the result is right."""
     if found is None:
         return "it gives None: is there a return?"
     try:
@@ -57,14 +57,14 @@ def compare(found: Any, case: Case, names: list[str]) -> str:
         return ""
     why = next((words.strip() for words, value in case.mistakes.items() if same(result, as_tensor(value))), "")
     if result.shape != wanted.shape:
-        why = f"its shape is {tuple(result.shape)}, wanted is {tuple(wanted.shape)}"
+        why = f"its shape is {tuple(result.shape)}, not {tuple(wanted.shape)}"
     elif wanted.dtype == torch.bool != result.dtype and same(result.bool(), wanted):
-        why = f"the values are right, but of {result.dtype}; a bool tensor is wanted"
+        why = f"the values are right, but their type is {result.dtype}; return a bool tensor"
     elif not why:
         place = (~close(result, wanted)).nonzero()
         why = "some values differ" + (f", the first at {place[0].tolist()}" if wanted.dim() else "")
     inputs = "\n".join(f"    {name} = {show(value)}" for name, value in zip(names, case.inputs, strict=False))
-    return f"{why}\n  for\n{inputs}\n  it gives\n    {show(found)}\n  wanted is\n    {show(case.wanted)}"
+    return f"{why}\n  for\n{inputs}\n  it gives\n    {show(found)}\n  but should give\n    {show(case.wanted)}"
 
 
 def as_tensor(value: Any) -> Tensor:

@@ -40,7 +40,7 @@ def source(function: Callable, start: str = "", lines: int = 0) -> Code:
 
 
 def table(texts: Sequence[str], **columns: Any) -> pd.DataFrame:
-    """A row a response, with one column for each tensor or list (G,)."""
+    """One row per response, with one column for each tensor or list (G,)."""
     values = {name: x.flatten().tolist() if isinstance(x, Tensor) else list(x) for name, x in columns.items()}
     frame = pd.DataFrame({"response": list(texts), **values})
     return frame.round(3)
@@ -65,7 +65,7 @@ def pieces(policy: Policy, rollouts: Rollouts) -> list[list[str]]:
 
 
 def tokens(rows: Sequence[Sequence[str]], values: Any, names: Sequence[str], title: str, unit: str) -> Image:
-    """A line a response, a cell a token, its colour the value: blue above 0, orange below."""
+    """One line per response, one cell per token, coloured by its value: blue above 0, orange below."""
     width = max(map(len, rows))
     figure = Figure(figsize=(0.24 * width + 2.2, 0.34 * len(rows) + 1.0), layout="constrained")
     ax, most = (
@@ -88,7 +88,7 @@ def tokens(rows: Sequence[Sequence[str]], values: Any, names: Sequence[str], tit
 
 
 def curves(frame: pd.DataFrame, column: str, title: str, unit: str, dotted: float | None = None) -> Image:
-    """A line a method: the mean over seeds at each step, and its 95 % t-interval as a band, not below 0."""
+    """One line per method: the mean over seeds at each step, and its 95 % t-interval as a band, cut at 0."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     ax = figure.subplots()
     for name, place in places(dict.fromkeys(frame["label"])).items():

@@ -4,7 +4,7 @@
     python -m lessons.check          all that you have written
 
 B prompts, G responses per prompt, N = B*G rows, T completion tokens, V vocabulary. Every body fits in one to six lines
-of PyTorch. Where each one lives in the project is in its last line; look there afterwards, not before.
+of PyTorch. The last line of each docstring says where the project does it; look there afterwards, not before.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def group_advantages(rewards: Tensor) -> Tensor:
-    """1. Rewards (B, G) to advantages (B, G): R minus the mean of its own group, a row. No standard deviation.
+    """1. Rewards (B, G) to advantages (B, G): R minus the mean of its group, which is a row. No standard deviation.
 
     dagrpo.group_advantages
     """
@@ -26,7 +26,7 @@ def rectification_mask(advantages: Tensor, scores: Tensor, delta: float) -> Tens
 
     A positive (A > 0) stays if its score is at least `delta` above the best negative's. A negative (A < 0) stays if its
     score is at least `delta` below the worst positive's. Best and worst are over all of a side, also those that do
-    not stay. Where the other side is empty, every response with A != 0 stays. A = 0 never stays.
+    not stay. Where the other side is empty, every response with A != 0 stays. Responses with A = 0 never stay.
 
     dagrpo.rectification_mask
     """
@@ -42,9 +42,9 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 
 
 def clipped_objective(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
-    """4. Eq. 2: the clipped objective of each element, same shape, to be raised: no minus, no mean.
+    """4. Eq. 2: the clipped objective of each element, same shape. It is maximised: no minus sign, and no mean.
 
-    It is the smaller of r * A and clip(r) * A, for both signs of A. `low` and `high` bound the ratio, as 0.8 and 1.2.
+    It is the smaller of r * A and clip(r) * A, for both signs of A. `low` and `high` bound the ratio, as in 0.8 to 1.2.
 
     dagrpo.surrogate
     """
@@ -65,7 +65,7 @@ def micro_batch_loss(objective: Tensor, mask: Tensor, rows_of_update: int, max_n
     """6. Dr. GRPO's loss of some rows of an update, so that the losses of its micro-batches add up to the whole one.
 
     `objective` (n, T) and `mask` (n, T, bool) are those of this micro-batch; the update has `rows_of_update` rows in
-    all. Return a scalar to be made small: minus the masked sum of `objective`, over rows_of_update * max_new_tokens,
+    all. Return a scalar to minimise: minus the masked sum of `objective`, divided by rows_of_update * max_new_tokens,
     which does not depend on how the update was cut.
 
     dagrpo.divisor_weights, "constant", and dagrpo.policy_loss
@@ -76,7 +76,7 @@ def micro_batch_loss(objective: Tensor, mask: Tensor, rows_of_update: int, max_n
 def completion_mask(tokens: Tensor, end_id: int) -> Tensor:
     """7. Tokens (N, T) to a mask (N, T), bool: True up to and including the first end token, or everywhere without one.
 
-    The pad token may be the end token itself, so `tokens != pad` is no way to do it.
+    The pad token may be the end token itself, so `tokens != pad` does not work.
 
     rollout.completion_mask
     """
@@ -86,7 +86,7 @@ def completion_mask(tokens: Tensor, end_id: int) -> Tensor:
 def maxrl_advantages(rewards: Tensor) -> Tensor:
     """8. MaxRL: rewards (B, G) of 0 and 1 to (R - mean) / mean, by group; 0 where nobody is right.
 
-    What is right one time in eight then counts seven times as much as what is wrong.
+    If one response in eight is right, it counts seven times as much as a wrong one.
 
     dagrpo.group_advantages, scale "mean"
     """
@@ -104,8 +104,8 @@ def entropy(logits: Tensor) -> Tensor:
 def pass_at_k(right: list[int], samples: int, k: int) -> float:
     """10. The chance that at least one of k responses is right, averaged over problems, without bias.
 
-    Problem i was sampled `samples` times, at least k, and was right `right[i]` times. Count the choices of k that hold
-    no right one (math.comb); 1 - (1 - c/n)^k is too low.
+    Problem i was sampled `samples` times, at least k, and was right `right[i]` times. Count the choices of k responses
+    without a right one (math.comb); 1 - (1 - c/n)^k is too low.
 
     eval.pass_at
     """

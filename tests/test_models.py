@@ -73,8 +73,8 @@ def test_a_run_and_its_checkpoint(tmp_path, capfd, family):
     save_policy(tiny(family), tmp_path / "model")
     run(tmp_path / "model", tmp_path / "run", "--save-every", "1", method="grpo", steps=1)
     said = capfd.readouterr().err
-    assert said.count("the learner runs rows as the plain path does") == 1
-    assert said.count("sampling goes the plain path") == (family == "mamba")
+    assert said.count("the learner takes the slower plain path") == 1
+    assert said.count("sampling takes the slower plain path") == (family == "mamba")
     run(tmp_path / "model", tmp_path / "run", "--save-every", "1", "--resume", method="grpo", steps=2)
     assert [row["step"] for row in metrics(tmp_path / "run")] == ["1", "2"]
 
@@ -86,7 +86,7 @@ def test_a_cache_that_loses_the_wrong_rows_is_noticed_and_sampling_goes_the_plai
     policy = tiny("llama")
     found, expected = (path.sample_groups(policy, PROBLEMS, [1, 2, 1], 24, greedy=True) for path in (fast, rollout))
     assert torch.equal(found.tokens, expected.tokens)
-    assert "sampling goes the plain path" in capsys.readouterr().err
+    assert "sampling takes the slower plain path" in capsys.readouterr().err
 
 
 REFUSED = {

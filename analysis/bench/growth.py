@@ -1,11 +1,11 @@
 """How the cost of a step grows: its time and peak memory against group size, prompt length and response length.
 
-One of the three is varied at a time, from one prompt of 128 tokens with 8 responses of 128. Every row carries signal,
-and every response has its full length, so that a point is what its name says. Each is a process of its own
-(analysis.bench.step), three steps, of which the last is counted.
+We vary one of the three at a time, from one prompt of 128 tokens with 8 responses of 128. Every row carries signal, and
+every response has its full length, so that each point has exactly the size it names. Each is a process of its own
+(analysis.bench.step) with three steps, of which the last is counted.
 
-What it shows: prompts run once for their group, so time grows slower than G x P (dashed: in proportion); and
-micro-batches bound the learner's memory once a group is larger than one, while that of sampling grows with the rows.
+What it shows: prompts run once for their group, so time grows slower than G x P (dashed: in proportion). Micro-batches
+bound the learner's memory once a group is larger than one of them; the memory of sampling grows with the rows.
 
 Writes into --out: growth.png, growth.csv (exactly what is drawn), growth.txt (the caption).
 
@@ -42,7 +42,7 @@ VARIED = {  # the field of Case -> what the axis is called, and the values
 
 @dataclass(frozen=True)
 class GrowthPoint:
-    """A row of growth.csv: one process. `varied`: which of the three is not BASE's (no text: none)."""
+    """A row of growth.csv: one process. `varied`: which of the three differs from BASE (empty: none)."""
 
     varied: str
     group_size: int
@@ -109,7 +109,7 @@ def draw_seconds(ax: Axes, here: pd.DataFrame, name: str) -> None:
 
 
 def growth_table(points: pd.DataFrame) -> str:
-    """Markdown; the last column is the time over the least one of its block, and what it would be in proportion."""
+    """Markdown; last column: the time divided by that of the block's first row, and the same for the size varied."""
     lines = []
     for name, (label, _) in VARIED.items():
         here = line(points, name)

@@ -1,8 +1,8 @@
 """What analysis.bench.step compares, each in a process of its own: our step, TRL's, plain `generate`, the machine.
 
-Rewards and scores are given by the benchmark, so that the shares of kept rows are exact; half of each group is right.
-TRL runs the N rows of a step at once, this project in micro-batches. TRL's time for sampling contains its rewards, ours
-rewards, scores and masks.
+The benchmark sets rewards and scores, so that the shares of kept rows are exact; half of each group is right. TRL runs
+the N rows of a step at once, this project in micro-batches. Sampling time includes the rewards on TRL's side, and the
+rewards, scores and masks on ours.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ class Case:
     new_tokens: int = 64  # T
     micro_batch_tokens: int = 1024
     checkpointing: bool = False
-    bf16: bool = False  # products in bf16 on a CPU, here and there
-    whole: bool = False  # every response has all T tokens: what would end one is a token that nobody draws
-    ends: bool = False  # responses end at different lengths, T / 2 on average, wherever they are sampled: `Ends`
-    lora_rank: int = 0  # of this project
-    warm: int = 2  # steps that are not counted: in them memory is used for the first time, which can be slow
+    bf16: bool = False  # products in bf16 on a CPU, on both sides
+    whole: bool = False  # every response has all T tokens: the end token is one that is hardly ever drawn
+    ends: bool = False  # responses end at different lengths, T / 2 on average, alike on both sides: `Ends`
+    lora_rank: int = 0  # on this project's side
+    warm: int = 2  # steps that are not counted: the first use of memory can be slow
     steps: int = 2
     who: str = "all"  # one of SIDES
 
 
 class Ends(LogitsProcessor):
-    """Ends responses at different lengths, the same way on both sides: where a number made of a row's last tokens says.
+    """Ends responses at different lengths, by the same rule on both sides: a hash of the row's last two tokens.
 
-    Whoever generates, every token is the last with probability 2 / T or so, and no row ends otherwise.
+    On either side, each token is the last one with a probability of about 2 / T, and no row ends otherwise.
     """
 
     def __init__(self, eos_id: int, new_tokens: int) -> None:
@@ -70,8 +70,8 @@ class Ends(LogitsProcessor):
 
 
 def end_in_samples(policy: Policy, ends: Ends) -> None:
-    """From here on, what fast/ samples ends as `ends` says."""
-    fast.sampling.sampling_works(policy)  # is tried out before: its log-probs are of the model's own distribution
+    """From here on, responses that fast/ samples end as `ends` says."""
+    fast.sampling.sampling_works(policy)  # its check must come first: it needs the model's own distribution
     sampler = fast.draw.Sampler.__call__
     fast.draw.Sampler.__call__ = lambda self, ids, scores: sampler(self, ids, ends(ids, scores))
 
@@ -133,19 +133,19 @@ def ours(case: Case) -> dict[str, float]:
 
 
 def learner_work(policy: Policy, pool: list[tasks.Problem], rollouts: Rollouts, kept: float) -> dict[str, float]:
-    """Floating-point operations of the learner's products: 2 a weight and token forward, 4 back; bytes of weights."""
+    """Operations of the learner's products (2 per weight and token forward, 4 backward), and bytes of the weights."""
     model = transformer(policy.model)
     head = model.get_output_embeddings().weight.numel()
     weights = sum(p.numel() for p in model.parameters() if p.dim() == 2) - head
     if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
         weights -= model.get_input_embeddings().weight.numel()
     prompts, responses = int(rollouts.prompt_mask.sum()), kept * int(rollouts.mask.sum())
-    size = policy.autocast_dtype.itemsize if policy.autocast_dtype else 4  # bytes a weight, as sampling reads it
+    size = policy.autocast_dtype.itemsize if policy.autocast_dtype else 4  # bytes per weight, as sampling reads it
     return {"flop": 6 * (weights * (prompts + responses) + head * responses), "bytes": size * (weights + head)}
 
 
 def plain_generate(case: Case) -> dict[str, float]:
-    """`generate` of every prompt G times, with the sampling of sample_groups, and sample_groups itself."""
+    """Seconds per token of plain `generate` on every prompt G times, and of sample_groups with the same sampling."""
     policy = load_policy(find_start(case.model), bf16=case.bf16)
     policy.tokenizer.chat_template = None
     pool = [tasks.Problem(question, "0", "", "1") for question in questions(policy, case)]
@@ -170,7 +170,7 @@ def plain_generate(case: Case) -> dict[str, float]:
         begin = now()
         rollouts = fast.sample_groups(policy, pool, [case.group_size] * len(pool), case.new_tokens)
         mine = now() - begin
-        # a token costs the same in both, but they draw different responses: so per token
+        # per token, because the two draw responses of different lengths
         steps.append({"plain": plain / int(generated.sum()), "ours": mine / int(rollouts.mask.sum())})
     return medians(steps, case)
 
@@ -228,7 +228,7 @@ def trl(case: Case) -> dict[str, float]:
 
 
 def limits(case: Case) -> dict[str, float]:
-    """The machine: operations a second in large products of this precision, bytes a second out of memory."""
+    """The machine's limits: operations per second in large products of this precision, bytes per second from memory."""
     place = placement(torch.cuda.is_available(), bool(case.lora_rank), case.bf16)
     width = 8192 if place.device == "cuda" else 2048
     a = torch.randn(width, width, dtype=place.autocast, device=place.device)
@@ -237,14 +237,14 @@ def limits(case: Case) -> dict[str, float]:
 
 
 def now() -> float:
-    """Seconds on a clock, read when a GPU is done with what it was given."""
+    """Seconds on a clock, read once a GPU has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def peak_gb() -> float:
-    """The most memory that the process has had; on a GPU what tensors took, without what PyTorch holds in reserve."""
+    """The most memory the process has used, in GB; on a GPU by tensors, without what PyTorch holds in reserve."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     import resource  # not on Windows
@@ -253,7 +253,7 @@ def peak_gb() -> float:
 
 
 def fastest(work: Callable[[], Any], times: int = 5) -> float:
-    """The shortest of some runs: a limit is what can be had when nothing else disturbs."""
+    """Seconds of the shortest run: a limit is what the machine reaches when nothing disturbs it."""
     seconds = []
     for _ in range(times):
         begin = now()

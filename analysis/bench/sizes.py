@@ -1,7 +1,7 @@
-"""The formula of harness/sizes.py held against measurements: memory and time of a training step by model and length.
+"""The formula of harness/sizes.py against measurements: memory and time of a training step by model and length.
 
-In the table, the first numbers are computed and the second ones measured on a GPU. Below it: what analysis.bench.growth
-has measured on a CPU, over what the formula says of the same cases.
+In the table, the first numbers are computed and the second ones measured on a GPU. Below it: measured memory divided by
+computed memory, on that GPU, and on a CPU for the cases of analysis.bench.growth.
 
     python -m analysis.bench.sizes                   reads results/growth/growth.csv and results/bench/sizes_h200.json
     python -m analysis.bench.sizes --measure FILE    on a GPU: measures the lines that fit, with random weights
@@ -49,12 +49,12 @@ ON_GPU = [
 
 
 def measured(name: str, s: Setting, found: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """What `found` has measured of this line of ON_GPU."""
+    """The measurement in `found` of this line of ON_GPU, if there is one."""
     return next((line for line in found if {"model": name, **asdict(s)}.items() <= line.items()), None)
 
 
 def sizes_table(found: list[dict[str, Any]]) -> str:
-    """Markdown: the lines of ON_GPU computed, with what `found` has measured of them."""
+    """Markdown: the lines of ON_GPU, computed, and measured if they are in `found`."""
     lines = []
     for name, s in ON_GPU:
         shape = SHAPES[name]
@@ -74,7 +74,7 @@ def sizes_table(found: list[dict[str, Any]]) -> str:
 
 
 def random_model(shape: Shape, folder: Path) -> None:
-    """A model of this shape and nothing learned: bf16 weights, and the built-in task's tokenizer with words to fill it.
+    """Saves an untrained model of this shape: bf16 weights; the built-in task's tokenizer, filled up with words.
 
     Without the words, most of the outputs would be ids without a token, which are left out (Policy.of_tokens).
     """
@@ -95,7 +95,7 @@ def random_model(shape: Shape, folder: Path) -> None:
 
 
 def measure_on_gpu() -> Iterator[dict[str, Any]]:
-    """The lines of ON_GPU that the formula says fit, the second step of a process each, or of a long one the first.
+    """Measures the lines of ON_GPU that fit by the formula: the second step of a process each, or the first if long.
 
     Few responses end early.
     """
@@ -108,13 +108,13 @@ def measure_on_gpu() -> Iterator[dict[str, Any]]:
             if not folder.exists():
                 random_model(shape, folder)
                 torch.cuda.empty_cache()
-            warm = int(s.new_tokens <= 1024)  # of minutes, what a first step takes longer is little
+            warm = int(s.new_tokens <= 1024)  # a slow start matters little in a step of minutes
             case = Case(str(folder), **asdict(s), whole=True, warm=warm, steps=1)
             yield {"model": name, "gpu": torch.cuda.get_device_name()} | asdict(s) | measure(case)
 
 
 def over_computed_on_gpu(found: list[dict[str, Any]]) -> list[float]:
-    """Peak memory of the lines of ON_GPU that have been measured, over the formula's."""
+    """Measured peak memory divided by the formula's, for the measured lines of ON_GPU."""
     lines = [(name, s, measured(name, s, found)) for name, s in ON_GPU]
     return [
         1e9 * line["peak_gb"] / peak(memory(SHAPES[name], s, GPU.activation_bytes)) for name, s, line in lines if line
@@ -122,7 +122,7 @@ def over_computed_on_gpu(found: list[dict[str, Any]]) -> list[float]:
 
 
 def over_computed(points: pd.DataFrame) -> list[float]:
-    """Peak memory of analysis.bench.growth's processes on SmolLM2, over the formula's."""
+    """Measured peak memory divided by the formula's, for analysis.bench.growth's processes on SmolLM2."""
     ratios = []
     for p in points.itertuples():
         tokens = min(p.micro_batch_tokens, p.prompt_tokens + p.group_size * p.new_tokens)  # of one prompt
@@ -134,7 +134,7 @@ def over_computed(points: pd.DataFrame) -> list[float]:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.bench.sizes", description=__doc__)
     parser.add_argument(
-        "--growth", default="results/growth/growth.csv", metavar="FILE", help="of analysis.bench.growth"
+        "--growth", default="results/growth/growth.csv", metavar="FILE", help="the CSV of analysis.bench.growth"
     )
     parser.add_argument("--measured", default=MEASURED, metavar="FILE", help="what --measure has written")
     parser.add_argument("--measure", metavar="FILE", help="measure on this machine's GPU, and write JSON there")
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if args.measure:
             found = []
-            path.write_text("[]\n", encoding="utf-8")  # now, not after minutes
+            path.write_text("[]\n", encoding="utf-8")  # fails now, not after minutes
             for line in measure_on_gpu():
                 found.append(line)
                 path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")  # as it goes

@@ -1,15 +1,15 @@
-"""How fast, and how small: a step of this project and a step of TRL's GRPOTrainer, measured in turn.
+"""Time and memory of a step of this project and of a step of TRL's GRPOTrainer, measured in turn.
 
-Same model, prompts, group size, response length, precision and setting of gradient checkpointing; a process for each,
-one after the other, several rounds in turn, medians and ratios. What differs, and is the point:
+Both have the same model, prompts, group size, response length, precision and gradient checkpointing. Each runs in its
+own process, one after the other, for several rounds; we report medians and ratios. There are two cases:
 
     all     every row carries signal: both learn from all N rows
     kept    half of the rows are masked, as Eq. 8-9 would: here they need no forward pass, TRL runs them all the same
 
-What a real run keeps is in its metrics.csv (kept_rows). What each side does is in sides.py.
+How many rows a real run keeps is in its metrics.csv (kept_rows). What each side does is in sides.py.
 
-Besides the ratios: sampling against plain `generate` of the same prompts, and the share of the machine's limits that is
-used: of the rate of large matrix products in the learner, of the memory's bandwidth in decoding.
+We also compare sampling with plain `generate` of the same prompts, and both with the machine's limits: the learner with
+the rate of large matrix products, decoding with the bandwidth of the memory.
 
     python -m analysis.bench.step                               the built-in task
     python -m analysis.bench.step --model DIR --prompts 2 --prompt-tokens 160 --json bench.json
@@ -37,18 +37,18 @@ from harness.console import Parser, fail, need, progress
 
 
 def measure(case: Case) -> dict[str, float]:
-    """Runs `case.who` in a process of its own; its figures, and the most memory it had, in GB."""
+    """Runs `case.who` in its own process. Returns the numbers of its side (SIDES), and its peak memory in GB."""
     command = [sys.executable, "-m", "analysis.bench.step", "--child", json.dumps(asdict(case))]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], env=os.environ)
     if done.returncode == -signal.SIGKILL:
-        fail(f"the system ended the measurement of {case.who}, most likely for memory: take fewer --prompts or tokens")
+        fail(f"the system killed the measurement of {case.who}, probably out of memory: use fewer --prompts or tokens")
     if done.returncode:
         fail(f"the measurement of {case.who} ended with {done.returncode}: {done.stderr.strip()[-400:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
-    """Medians over the rounds, and the ratios, each the median of its ratio in the rounds: above 1 is faster here."""
+    """Medians over the rounds, of times and of ratios. Above 1: faster here; for memory ratios, more memory here."""
     first = rounds[0].items()
     whole = {who: {name: statistics.median(r[who][name] for r in rounds) for name in found} for who, found in first}
 
@@ -57,7 +57,7 @@ def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
 
     ratios: dict[str, Any] = {}
     for who, suffix in (("kept", ""), ("all", "_all_rows")):
-        for part in ("step", "learner"):  # a token, padding apart: the two sides sample other responses
+        for part in ("step", "learner"):  # per token, without padding: the sides sample different responses
             ratios[f"{part}_ratio_vs_trl{suffix}"] = ratio(
                 lambda r, w=who, p=part: r["trl"][p] / r["trl"]["tokens"] / (r[w][p] / r[w]["tokens"])
             )
@@ -68,7 +68,7 @@ def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
 
 
 def machine_share(case: Case, whole: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Learner: of the machine's operations a second. Decoding, the weights once a token: of its bandwidth."""
+    """The share of the machine's limits that learner and decoding reach; decoding reads the weights once per token."""
     limit, mine = whole["limits"], whole["all"]
     rates = {"learner_share_of_matmul_rate": mine["flop"] / mine["learner"] / limit["flop_per_second"]}
     steps = case.new_tokens / mine["rollout"]
@@ -93,16 +93,16 @@ def bench_table(result: dict[str, Any], rows: int) -> str:
 
 
 def check_memory(case: Case) -> None:
-    """One line before hours of work end for memory: TRL makes the logits of all its rows at once, on a CPU in fp32."""
+    """Ends the program now if memory would run out after hours: TRL makes the fp32 logits of all rows at once (CPU)."""
     if torch.cuda.is_available() or not case.model:
         return
     size = AutoConfig.from_pretrained(case.model).get_text_config().vocab_size
     logits = 4 * case.prompts * case.group_size * (case.new_tokens + 1) * size / 1e9
-    needed = 4 * logits + 6  # they, their log-softmax and the gradients of both; weights, gradients and Adam of 0.3 B
+    needed = 4 * logits + 6  # logits, log-softmax, the gradients of both; weights, gradients and Adam of 0.3 B
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     print(f"TRL's side will take about {needed:.0f} GB, of {free:.0f} GB that are free", file=sys.stderr)
     if needed > free:
-        fail(f"--prompts {case.prompts} would not fit: take fewer, or fewer --new-tokens")
+        fail(f"--prompts {case.prompts} does not fit into memory: use fewer, or fewer --new-tokens")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -114,15 +114,15 @@ def main(argv: list[str] | None = None) -> None:
         "prompt-tokens": "P, with --model",
         "new-tokens": "T",
         "micro-batch-tokens": "of this project",
-        "steps": "counted, a round",
+        "steps": "counted per round",
     }
     for name, about in numbers.items():
         default = getattr(Case, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=about)
     parser.add_argument("--ends", action="store_true", help="responses end at different lengths, T / 2 on average")
-    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, here and there")
-    parser.add_argument("--bf16", action="store_true", help="products in bf16 on a CPU, here and there")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of all four, in turn")
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, on both sides")
+    parser.add_argument("--bf16", action="store_true", help="products in bf16 on a CPU, on both sides")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds of all measurements")
     parser.add_argument("--json", metavar="FILE", help="also write everything there")
     parser.add_argument("--child", help="a measurement, used by this program itself")
     args = parser.parse_args(argv)

@@ -1,17 +1,17 @@
-"""Do gradients conflict, over training seeds: C7 and Eq. 5 with the spread that one trained policy does not show.
+"""Do gradients conflict? Claim C7 and Eq. 5 over training seeds: a spread that one trained policy does not show.
 
-For each of five seeds of the experiments in the world `guess`, where the gaps of scores vary, analysis.conflict on the
-warm start and on dr_grpo, dagrpo_on and dagrpo after 50, 100 and 150 steps: one process a policy, as many at once as
-there are cores; what is done is skipped. Kept:
+Runs analysis.conflict for five training seeds in the world `guess`, where score gaps vary: on the warm start, and on
+dr_grpo, dagrpo_on and dagrpo after 50, 100 and 150 steps. Each policy is measured in a process of its own, as many at
+once as there are cores. Policies that have been measured are skipped. It keeps:
 
     C7 within groups    Spearman correlation of score gap and cosine of g, right-wrong pairs of a group; mean of groups
-    C7 all pairs        the same of all pairs together
+    C7 all pairs        the same over all pairs together
     net none, random, Eq. 8-9            Eq. 5's net share |v+ + v-| / (|v+| + |v-|) of groups: 1, nothing cancels
     net batch none, random, Eq. 8-9      the same of an update: v+ and v- are sums over 16 prompts
 
-C7 says that the correlation is below 0. Intervals are Student's over seeds.
+C7 says that the correlation is below 0. Intervals are 95 % t-intervals over seeds.
 
-Writes into --out: conflict_seeds.csv (a row a policy and figure), conflict_seeds.png, conflict_seeds.txt.
+Writes into --out: conflict_seeds.csv (one row per policy and value), conflict_seeds.png, conflict_seeds.txt.
 
     python -m analysis.experiments.conflict_seeds                    after the grid's stage main
     python -m analysis.experiments.conflict_seeds --from-csv FILE    redraws conflict_seeds.csv, prints the table
@@ -43,7 +43,7 @@ SEEDS, METHODS, STEPS = range(5), ("dr_grpo", "dagrpo_on", "dagrpo"), (50, 100, 
 WORLD, PROBLEMS = "guess", 64
 START = "warm start"
 WITHIN, ALL = "C7 within groups", "C7 all pairs"
-NAMES = {  # figure -> panel, setup and name of conflict.csv
+NAMES = {  # value -> panel, setup and name in conflict.csv
     WITHIN: ("spearman", ROLLOUTS, "score gap within groups"),
     ALL: ("spearman", ROLLOUTS, "score gap"),
     **{f"net {mask}": ("net", ROLLOUTS, mask) for mask in MASKS},
@@ -53,12 +53,12 @@ NAMES = {  # figure -> panel, setup and name of conflict.csv
 
 @dataclass(frozen=True)
 class SeedPoint:
-    """A row of conflict_seeds.csv: one figure of one policy."""
+    """A row of conflict_seeds.csv: one value of one policy."""
 
     method: str
     step: int
     seed: int
-    name: str  # of NAMES
+    name: str  # a key of NAMES
     value: float
 
 
@@ -85,7 +85,7 @@ def measure(root: Path, workers: int) -> None:
         if not policy.exists():
             fail(f"{policy} is not there: python -m analysis.experiments.grid --worlds guess makes it")
         out = folder_of(root, *key)
-        if not (out / "conflict.txt").exists():  # the last thing that is written
+        if not (out / "conflict.txt").exists():  # is written last
             flags = ["--world", WORLD, "--model", str(policy), "--seeds", "1", "--problems", str(PROBLEMS)]
             flags += ["--out", str(out)]
             works.append(partial(call, [sys.executable, "-m", "analysis.conflict", *flags], out))
@@ -103,18 +103,18 @@ def gather(root: Path) -> pd.DataFrame:
 
 
 def c7_by_seed(points: pd.DataFrame, method: str) -> pd.Series:
-    """The correlation within groups of each seed (the index), mean over the steps of training."""
+    """For each seed (the index), the correlation within groups, averaged over STEPS."""
     return points[(points["method"] == method) & (points["name"] == WITHIN)].groupby("seed")["value"].mean()
 
 
 def values(points: pd.DataFrame, method: str, step: int, name: str) -> np.ndarray:
-    """Over seeds."""
+    """One value of a policy, (seeds,)."""
     here = (points["method"] == method) & (points["step"] == step) & (points["name"] == name)
     return points.loc[here, "value"].to_numpy()
 
 
 def seeds_table(points: pd.DataFrame) -> str:
-    """Markdown: the mean over seeds with its 95 % interval; and what the mask changes, paired."""
+    """Markdown: means over seeds with their 95 % intervals; and what the mask changes, paired by seed."""
     none, chance, mask = (f"net {name}" for name in MASKS)
     heads = ["policy", WITHIN, ALL, "net share", "Eq. 8-9 minus none", "Eq. 8-9 minus random", "net share, batch"]
     lines = []
@@ -127,7 +127,7 @@ def seeds_table(points: pd.DataFrame) -> str:
     return markdown(heads, lines)
 
 
-PANELS = {  # figure -> title, unit
+PANELS = {  # value -> title, unit
     WITHIN: ("C7: score gap and cosine of g, within groups", "Spearman correlation"),
     f"net {MASKS[0]}": ("net share of a group, no mask", "|v+ + v-| / (|v+| + |v-|)"),
     f"net batch {MASKS[0]}": ("net share of 16 prompts, no mask", "|v+ + v-| / (|v+| + |v-|)"),
@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     parser, cores = Parser(prog="python -m analysis.experiments.conflict_seeds", description=__doc__), os.cpu_count()
     runs = "the runs of analysis.experiments.grid"
     parser.add_argument("--root", default="runs/worlds", metavar="DIR", help=runs)
-    parser.add_argument("--workers", type=int, default=cores, metavar="N", help="policies at once, a core each")
+    parser.add_argument("--workers", type=int, default=cores, metavar="N", help="policies at once, one core each")
 
     def check(args: Namespace) -> tuple[Path, int]:
         if args.workers < 1:

@@ -1,13 +1,13 @@
 """Every method trained alike, on the levels where the start is right on a few responses in ten: do they all learn?
 
 On levels 3, 4 and 5 of the built-in task about a fifth of the start's responses are right, and in a third of the groups
-none is. Each method runs 60 steps with 3 seeds, at one learning rate for all. A seed has a warm start of its own, from
-which all methods begin, and they see the same prompts. It shows that a method trains, and how. It cannot say which is
+none is. Each method runs 60 steps with 3 seeds, at one learning rate for all. Each seed has its own warm start, from
+which all methods begin, and they see the same prompts. This shows that a method trains, and how. It cannot say which is
 best: no rate is tuned, three seeds make wide intervals, and the task is small.
 
-Runs and warm starts are those of analysis.experiments.grid: what is done is skipped, what was stopped goes on.
+analysis.experiments.grid does the runs and warm starts: it skips those that are done and resumes those that stopped.
 
-Writes into --out: methods.csv (a row a run), curves.csv and methods.png (the reward in training, a panel a family),
+Writes into --out: methods.csv (one row per run), curves.csv and methods.png (reward in training, one panel per family),
 methods.txt (the caption and the table).
 
     python -m analysis.experiments.methods                               all, two runs at a time
@@ -58,7 +58,7 @@ def jobs(methods: list[str], seeds: int, steps: int) -> list[Job]:
 
 
 def accuracy(folder: Path) -> float:
-    """Greedy, the mean over LEVELS of the test split."""
+    """Greedy accuracy on the test split, averaged over LEVELS."""
     scores = read_eval(folder / "eval.json").scores
     return sum(scores[f"level {level}"] for level in LEVELS) / len(LEVELS)
 
@@ -140,7 +140,7 @@ def collect(chosen: list[Job], root: Path, out: Path) -> None:
     """Table and figure of the runs that are done."""
     done = [job for job in chosen if finished(root / job.name)]
     if not done:
-        fail(f"no run in {root} is done")
+        fail(f"no run in {root} is done, so there is nothing to draw")
     lines = []
     for name in dict.fromkeys(job.method for job in done):
         runs = [read_run(root / job.name) for job in done if job.method == name]
@@ -150,9 +150,9 @@ def collect(chosen: list[Job], root: Path, out: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.experiments.methods", description=__doc__)
-    parser.add_argument("--methods", default=",".join(METHODS), metavar="M,..", help="which of them")
-    parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N", help="of each method")
-    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help="of each run")
+    parser.add_argument("--methods", default=",".join(METHODS), metavar="M,..", help="which methods")
+    parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N", help="seeds per method")
+    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help="steps per run")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="runs at a time, one core each")
     parser.add_argument("--root", default="runs/methods", metavar="DIR", help="where the runs are")
     parser.add_argument("--out", default="results/methods", metavar="DIR", help="where table and figure go")

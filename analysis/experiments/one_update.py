@@ -1,21 +1,21 @@
 """What one update does to the responses of its own group: are right ones made likelier, and do shared tokens drift?
 
-Two papers read Eq. 6 the other way round. 2505.18830: pushing down every token of wrong responses also lowers, or
-hardly raises, the likelihood of right ones, because they share correct steps. 2604.13088: pushes that cancel on tokens
-which a whole group shares *should* cancel, and where they do not, the policy drifts.
+Two papers read Eq. 6 differently. arXiv 2505.18830: pushing down every token of wrong responses also lowers, or hardly
+raises, the likelihood of right ones, because they share correct steps. 2604.13088: on tokens that a whole group shares,
+pushes *should* cancel; where they do not, the policy drifts.
 
-For every question: sample a group of 8, take one step of a fresh AdamW under each variant below, measure, and put the
-weights back. Only groups with right and wrong responses count. Measured is the change of a log-prob, per token:
+For every question: sample a group of 8, take one step of a fresh AdamW under each variant below, measure, and restore
+the weights. Only groups with right and wrong responses count. We measure the mean change of log-prob per token:
 
-    derived, lucky    of right responses with steps, and of those without one, the mean over their tokens
+    derived, lucky    of right responses with steps, and of right responses without any
     wrong             of wrong responses
-    shared            on the tokens that all 8 share from the start, against the sum of the pushes there
+    shared            of the tokens that all 8 share from the start; the table also has the push there
 
     dr_grpo, gtpo         the methods
     positives alone       dr_grpo on the rows with A > 0
     Eq. 8-9, random       dr_grpo with the mask, and with a random mask that keeps as many of each side
     Eq. 8-9, centred      the mask, and A centred again over the rows that it keeps
-    pairs, soft           other ways to spend the scores, of masks.py
+    pairs, soft           other ways to use the scores: masks.py
 
     python -m analysis.experiments.one_update [--world guess] [--model RUN] [--csv FILE]
 """
@@ -51,7 +51,7 @@ VARIANTS = ("dr_grpo", "positives alone", "Eq. 8-9", "random", "Eq. 8-9, centred
 
 @dataclass(frozen=True)
 class Change:
-    """A row of the CSV: one question under one variant; changes are in nats a token."""
+    """A row of the CSV: one question under one variant; changes are in nats per token."""
 
     world: str
     variant: str
@@ -61,11 +61,11 @@ class Change:
     lucky: float
     wrong: float
     shared: float  # NaN: the group shares no token from the start
-    push: float  # the sum of pushes on a shared token, times the tokens of a response that may be had
+    push: float  # mean over shared tokens of the sum of pushes, times G * MAX_NEW_TOKENS: without the divisor
 
 
 def choices(A: Tensor, R: Tensor, S: Tensor) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-    """Variant, method, advantages (1, G), rows that are kept (1, G)."""
+    """Yields variant, method, advantages (1, G) and the rows that are kept (1, G)."""
     mask = dagrpo.rectification_mask(A, S)
     kept = A * mask
     centred = torch.where(mask, A - kept.sum() / mask.sum().clamp(min=1), 0.0)
@@ -87,7 +87,7 @@ def shared_tokens(rollouts: Rollouts) -> int:
 
 
 def step(policy: Policy, rollouts: Rollouts, name: str, A: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of AdamW on this group: the pushes (G, T), and the log-probs (G, T) after it. The policy is changed."""
+    """One AdamW step on this group: the pushes (G, T), and the log-probs (G, T) after it. Changes the policy."""
     parts = (rollouts.tokens, rollouts.mask, rollouts.logp, rollouts.entropy, rollouts.is_anchor, MAX_NEW_TOKENS)
     update = dagrpo.build_update(METHODS[name], A, keep, *parts)
     rows = torch.arange(G)
@@ -103,7 +103,7 @@ def step(policy: Policy, rollouts: Rollouts, name: str, A: Tensor, keep: Tensor)
 
 
 def changes(policy: Policy, problem: tasks.Problem, world: str) -> list[Change]:
-    """Of one question; none if its group has no signal."""
+    """The changes for one question, one per variant; [] if its group has no signal."""
     rollouts = rollout.sample_groups(policy, [problem], [G], MAX_NEW_TOKENS)
     R, S = scoring.rewards(rollouts), scoring.scores(rollouts)  # (1, G)
     A = dagrpo.group_advantages(R)
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     asked = tasks.arithmetic("train", -(-args.questions // len(levels)), seed=1, levels=levels)[: args.questions]
     found = [row for problem in progress(asked, desc="questions") for row in changes(policy, problem, args.world)]
     if not found:
-        fail("no group had right and wrong responses: take more --questions")
+        fail("no group had right and wrong responses: use more --questions")
     rows = pd.DataFrame(found)
     if args.csv:
         Path(args.csv).parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""What the runs of grid.py came to: tables that stay when runs are gone, and that other machines add their runs to.
+"""The results of the runs of grid.py, in tables: they stay when runs are gone, and other machines can add theirs.
 
-sweep.csv     a row a run of the sweep: its accuracy on validation problems
-runs.csv      a row a run, and a row a warm start: accuracies, means over the run and over its last ten steps
-curves.csv    a row a run and BIN steps: what is drawn
+sweep.csv     one row per run of the sweep: its accuracy on validation problems
+runs.csv      one row per run and per warm start: accuracies, means over the run and over its last ten steps
+curves.csv    one row per run and BIN steps: what is drawn
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CURVES = ("reward", "response_length", "entropy", "grad_norm", "kept_fraction", 
 
 
 def start_result(world: str, seed: int, root: Path) -> Path:
-    """The folder with what eval.py says of a seed's warm start."""
+    """The folder with the result of eval.py for a seed's warm start."""
     return root / world / "starts" / f"seed{seed}"
 
 
@@ -36,13 +36,13 @@ def finished(folder: Path) -> bool:
 
 
 def by_level(folder: Path, benchmark: str, how: str) -> dict[str, float]:
-    """Accuracy of each level that eval.py asked, `how`: greedy or sampled."""
+    """The accuracy of each level in eval.json; `how`: "greedy" or "sampled"."""
     found = json.loads((folder / "eval.json").read_text(encoding="utf-8"))["benchmarks"][benchmark]["levels"]
     return {at["level"]: at[how]["accuracy"] for at in found}
 
 
 def accuracies(folder: Path) -> dict[str, float]:
-    """Of responses that are sampled as in training, by level and in the mean; and of greedy ones."""
+    """Accuracies of responses sampled as in training, by level and on average; and of greedy ones, on average."""
     levels = by_level(folder, "test", "sampled")
     found = {f"level {level}": share for level, share in levels.items()}
     for name, benchmark, how in MEANS:
@@ -55,7 +55,7 @@ def validation(folder: Path) -> float:
 
 
 def lucky(folder: Path) -> pd.Series:
-    """By step: of the right responses that were sampled, the share without a single step."""
+    """By training step: of the right responses that were sampled, the share with no written step."""
     rows = [
         (group["step"], not scoring.steps(text))
         for _, _, group in read_rollouts(folder)
@@ -66,7 +66,7 @@ def lucky(folder: Path) -> pd.Series:
 
 
 def binned(job: Job, root: Path) -> pd.DataFrame:
-    """A row for every BIN steps: the means of what CURVES names."""
+    """One row for every BIN steps: the means of the columns in CURVES."""
     steps = read_run(root / job.name).metrics
     steps["lucky"] = lucky(root / job.name)
     rows = steps.reindex(columns=CURVES).groupby((steps.index.to_numpy() - 1) // BIN).mean()
@@ -77,7 +77,7 @@ def binned(job: Job, root: Path) -> pd.DataFrame:
 
 
 def row_of(job: Job, root: Path) -> dict[str, Any]:
-    """What tables and claims need of one run; the gradient's norm is the largest of a step."""
+    """What tables and claims need of one run; `grad_norm max` is the largest norm of any step."""
     found = read_run(root / job.name)
     steps, last = found.metrics, found.metrics.tail(BIN)
     row = {name: getattr(job, name) for name in ("world", "stage", "label", "method", "seed")}
@@ -91,7 +91,7 @@ def row_of(job: Job, root: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """sweep.csv, runs.csv or curves.csv; without rows if it is not there. Ends the program if it is something else."""
+    """sweep.csv, runs.csv or curves.csv; no rows if it is not there. Ends the program if it is another file."""
     if not path.exists():
         return pd.DataFrame(columns=["world", "stage", "label", "method", "seed", "lr", "validation", "step"])
     try:
@@ -104,7 +104,7 @@ def read_rows(path: Path) -> pd.DataFrame:
 
 
 def collect(jobs: Iterable[Job], root: Path, out: Path) -> int:
-    """Adds the runs that are finished to the tables in `out`, and returns how many runs are there."""
+    """Adds the finished runs to the tables in `out`, and returns how many rows sweep.csv and runs.csv then have."""
     out.mkdir(parents=True, exist_ok=True)
     made: dict[str, list[Any]] = {"sweep": [], "runs": [], "curves": []}
     for job in (job for job in jobs if finished(root / job.name)):
@@ -131,7 +131,7 @@ def collect(jobs: Iterable[Job], root: Path, out: Path) -> int:
 
 
 def missing(jobs: list[Job], out: Path) -> list[Job]:
-    """Those whose row is not in the tables yet."""
+    """The jobs whose rows are not in the tables yet."""
     there = pd.concat([read_rows(out / f"{name}.csv") for name in ("sweep", "runs")])
     known = set(zip(there["world"], there["label"], there["seed"], strict=True))
     return [job for job in jobs if (job.world, job.label, job.seed) not in known]

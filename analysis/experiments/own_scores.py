@@ -1,16 +1,16 @@
-"""Scores without a judge and without a demonstration, from what sampling knows anyway (for the built-in task).
+"""Scores without a judge or a demonstration, from what sampling already knows (for the built-in task).
 
 The paper's mask needs S of every response from a model such as GPT-4o. Each candidate here is a number f in [0, 1] that
 takes the place of "valid and complete", so that S = 1 + 9 (0.4 right + 0.6 f):
 
     sure      how likely the policy finds its final answer, given what it has written: the product of its tokens'
-              probabilities. A lucky guess is one in three, a derivation that holds nearly 1.
-    agree     of the group's responses with other steps, the share that comes to the same answer
-    fluent    the mean probability of all tokens: the baseline that knows nothing of answers
-    steps     f = 1 with steps, 0 without: the baseline that looks at the form alone
+              probabilities. About 1/3 for a lucky guess, nearly 1 for a derivation that holds.
+    agree     of the group's responses with other steps, the share with the same answer
+    fluent    the mean probability of all tokens: a baseline that ignores answers
+    steps     f = 1 with steps, 0 without: a baseline that looks only at the form
 
-How well does each order the responses of a group? Measured against the exact S of scoring.score: rank correlation in a
-group, the share of masks (of rows with A != 0) that are as the exact ones, and of lucky guesses the share that is kept.
+How well does each order the responses of a group? We compare it with the exact S of scoring.score: rank correlation in
+a group, the share of rows (with A != 0) that both masks treat alike, and the share of lucky guesses that is kept.
 
     python -m analysis.experiments.own_scores [--world guess] [--model RUN ...] [--csv FILE]
 
@@ -42,8 +42,8 @@ G, MAX_NEW_TOKENS = 8, 64
 
 
 def sure(rollouts: Rollouts) -> Tensor:
-    """The probability of each final answer given the response before it, end token included, (N,). No mark: 0."""
-    begins = torch.tensor([text.rfind("#") + 1 for text in rollouts.texts])  # (N,) a token a character
+    """The probability of each final answer given the response before it, end token included, (N,); 0 without a `#`."""
+    begins = torch.tensor([text.rfind("#") + 1 for text in rollouts.texts])  # (N,); one token per character
     answer = rollouts.mask & (torch.arange(rollouts.mask.shape[1]) >= begins[:, None])  # (N, T)
     return (rollouts.logp * answer).sum(dim=1).exp() * (begins > 0)
 
@@ -93,13 +93,13 @@ class Ordering:
     model: str
     kind: str
     question: str
-    correlation: float  # Spearman, with the exact S in the group; NaN: one of them is all the same
-    same_mask: float  # share of the rows with A != 0
+    correlation: float  # Spearman, with the exact S in the group; NaN: all scores of one are equal
+    same_mask: float  # share of the rows that both masks treat alike
     lucky_kept: float  # share of the right responses without steps; NaN: there are none
 
 
 def orderings(policy: Policy, problems: list[tasks.Problem], world: str, model: str) -> list[Ordering]:
-    """Every group with right and wrong responses under every candidate; "exact" is what a judge would have said."""
+    """Every group with right and wrong responses under every candidate, and under "exact": S by scoring.score."""
     found = []
     for begin in progress(range(0, len(problems), 16), desc=model, unit="batch"):
         some = problems[begin : begin + 16]
@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--world", choices=tasks.WORLDS, default="guess", help="of the built-in task")
     parser.add_argument("--model", nargs="*", default=["warm_start"], metavar="M", help="run or model folders")
     parser.add_argument("--problems", type=int, default=128, metavar="N", help="of the world's hardest level")
-    parser.add_argument("--csv", metavar="FILE", help="where the rows go, one a group and candidate")
+    parser.add_argument("--csv", metavar="FILE", help="write the rows there, one per group and candidate")
     args = parser.parse_args(argv)
     if args.problems < 1:
         fail("--problems must be at least 1")
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
         policy, called = load_policy(find_start(name, args.world)), "/".join(Path(name).parts[-2:])
         rows += orderings(policy, problems, args.world, called)
     if not rows:
-        fail("no group has right and wrong responses: there is nothing to order")
+        fail("no group has right and wrong responses, so nothing to order: use more --problems")
     if args.csv:
         try:
             write_rows(rows, Path(args.csv))

@@ -1,6 +1,6 @@
-"""What a run of an experiment is, and many of them, a few at a time, each a process of its own.
+"""A run of an experiment (Job), and how many of them run, a few at a time, each in its own process.
 
-What went wrong is said, and the others go on.
+If one fails, its error is reported, and the others go on.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Job:
 
 
 def call(command: list[str], folder: Path) -> str | None:
-    """Runs a command on one core; None if it went well, else the last line that it said. All of it is in log.txt."""
+    """Runs a command on one core. Returns None, or if it failed a line with its last output; log.txt has all of it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("a") as log:
         one_core = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -51,7 +51,7 @@ def call(command: list[str], folder: Path) -> str | None:
 
 
 def side_by_side(works: list[Callable[[], str | None]], what: str, workers: int, already: int = 0) -> None:
-    """Each of `works` returns what went wrong, if anything did. Ends the program after the last, if any did."""
+    """Calls `works`, `workers` at a time; each returns its error, if any. Ends the program at the end if one did."""
     if not works:
         return
     failures = 0
@@ -66,7 +66,7 @@ def side_by_side(works: list[Callable[[], str | None]], what: str, workers: int,
         except KeyboardInterrupt:  # the runs have got the signal too: each finishes its step and saves
             pool.shutdown(cancel_futures=True)
             bar.close()
-            print("stopped; the same command goes on", file=sys.stderr)
+            print("stopped; run the same command to go on", file=sys.stderr)
             sys.exit(130)
     if failures:
         fail(f"{failures} of {len(works)} runs failed; see log.txt in their folders")

@@ -9,9 +9,9 @@ Each demonstration is corrupted in k = 0, 1, 2, ... randomly chosen steps, in on
     dropped          the step is left out
     swapped          12+5=17  ->  17+5=12, the first number and the result change places
 
-all but `carried` once with the final answer right and once with it wrong. The scorers: the rule as on the built-in
+All but `carried` come once with a right and once with a wrong final answer. The scorers: the rule as on the built-in
 task; the rule as on real maths, where it sees equations and does not know the task; R, the reward alone, as a baseline
-that knows nothing of the steps; and judges, if flags name them.
+that ignores the steps; and judges, if flags name them.
 
     python -m analysis.experiments.scorers [--csv FILE] [--judge-model ID_OR_DIR] [--judge-url URL --judge-name NAME]
 """
@@ -54,7 +54,7 @@ class Case:
 
 
 def build_cases(per_level: int, seed: int) -> list[Case]:
-    """Every kind of corruption of `per_level` problems a level, from no step to all of them."""
+    """`per_level` problems per level with every kind of corruption, from no corrupted step to all of them."""
     cases = []
     levels = {name: tasks.LEVELS[name] for name in LEVELS}
     for problem in tasks.arithmetic("test", per_level, seed, levels):
@@ -78,7 +78,7 @@ def rule_of_maths(pairs: list[tuple[Problem, str]]) -> list[float]:
 def measure(cases: list[Case], scorers: dict[str, Scorer]) -> pd.DataFrame:
     """A row for each kind of corruption and one for all of them: the number of cases, and each scorer's correlation.
 
-    Cases without a score (NaN) are left out of it, and counted in `NAME missing` if there are any.
+    Cases without a score (NaN) are left out, and counted in `NAME missing` if there are any.
     """
     pairs = [(case.problem, case.response) for case in cases]
     columns = {name: scorer(pairs) for name, scorer in progress(scorers.items(), desc="scorers")}
@@ -98,7 +98,7 @@ def measure(cases: list[Case], scorers: dict[str, Scorer]) -> pd.DataFrame:
 
 
 def correlations(rows: pd.DataFrame) -> str:
-    """What `measure` has found, to be read."""
+    """The result of `measure` as text."""
     shown = rows.to_string(index=False, float_format="{:+.2f}".format, na_rep="-")
     return f"{shown}\n-1: the more steps are corrupted, the lower the score; 0: no relation; -: all scores alike"
 
@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.experiments.scorers", description=__doc__)
     parser.add_argument("--per-level", type=int, default=30, metavar="N", help="problems of each level (split test)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the problems and of what is corrupted")
-    parser.add_argument("--csv", metavar="FILE", help="where the table goes as well")
+    parser.add_argument("--csv", metavar="FILE", help="also write the table there")
     parser.add_argument("--judge-model", metavar="ID_OR_DIR", help="also the local judge by this causal LM")
     parser.add_argument("--judge-url", metavar="URL", help="also the judge at this OpenAI-compatible endpoint")
     parser.add_argument("--judge-name", metavar="NAME", help="the endpoint's name of the model")
@@ -124,10 +124,10 @@ def main(argv: list[str] | None = None) -> None:
     if not 1 <= args.per_level <= 1000:
         fail(f"--per-level must be from 1 to 1000, not {args.per_level}")
     if bool(args.judge_url) != bool(args.judge_name):
-        fail("--judge-url and --judge-name go together")
+        fail("--judge-url and --judge-name go together: give both, or neither")
     try:
         if args.csv:
-            Path(args.csv).open("a", encoding="utf-8").close()  # tried out before the work rather than after it
+            Path(args.csv).open("a", encoding="utf-8").close()  # fails before the work rather than after it
     except OSError as error:
         fail(f"--csv {args.csv}: cannot be written ({error.strerror}); choose another file")
     scorers: dict[str, Scorer] = {"rule": scoring.rule_scores, "rule of maths": rule_of_maths, "R only": reward_only}

@@ -1,7 +1,7 @@
-"""What a starting policy can do, level by level: is there something to learn, and something for the mask to decide?
+"""What a starting policy can do, level by level: is there something to learn, and something to mask?
 
-Samples groups at temperature 1, as training does, and prints for each level: accuracy, entropy, length, the share of
-groups with signal (neither all right nor all wrong), and the share of their responses that Eq. 8-9 keep.
+Samples groups at temperature 1, as training does, and prints for each level: accuracy, entropy, length, the shares of
+responses without steps, of groups with signal (not all right, not all wrong), and of their responses that Eq. 8-9 keep.
 
     python -m analysis.experiments.start [--world guess] [--model RUN_OR_DIR]
 """
@@ -22,7 +22,7 @@ from policy import Policy, load_policy
 
 
 def describe(policy: Policy, problems: list[tasks.Problem], group_size: int, delta: float) -> dict[str, float]:
-    """The figures of one level's problems, each asked `group_size` times."""
+    """One row of the table: a level's problems, each asked `group_size` times."""
     rollouts = rollout.sample_groups(policy, problems, [group_size] * len(problems), max_new_tokens=64)
     R, S = scoring.rewards(rollouts), scoring.scores(rollouts)  # (B, G)
     A = dagrpo.group_advantages(R)  # (B, G)
@@ -32,8 +32,8 @@ def describe(policy: Policy, problems: list[tasks.Problem], group_size: int, del
         "accuracy": R.mean().item(),
         "entropy": report.mean_over(rollouts.entropy, rollouts.mask),
         "length": rollouts.lengths.float().mean().item(),
-        "direct": bare.float().mean().item(),
-        "lucky": report.mean_over(bare, R.flatten() == 1),
+        "direct": bare.float().mean().item(),  # bare: without a step
+        "lucky": report.mean_over(bare, R.flatten() == 1),  # of the right responses, the share that is bare
         "all wrong": (R == 0).all(dim=1).float().mean().item(),
         "all right": (R == 1).all(dim=1).float().mean().item(),
         "signal": (A != 0).any(dim=1).float().mean().item(),
@@ -45,7 +45,7 @@ def describe(policy: Policy, problems: list[tasks.Problem], group_size: int, del
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.experiments.start", description=__doc__)
-    parser.add_argument("--model", metavar="ID_OR_DIR", help="a run or model folder; without it the warm start")
+    parser.add_argument("--model", metavar="ID_OR_DIR", help="a run or model folder [the warm start]")
     parser.add_argument("--world", choices=tasks.WORLDS, default="plain", help="of the built-in task")
     parser.add_argument("--per-level", type=int, default=64, metavar="N", help="problems of each level (split train)")
     parser.add_argument("--group-size", type=int, default=8, metavar="G", help="responses per problem")

@@ -1,12 +1,12 @@
 """The figures of the experiments: what a mask and anchors change in each world, and when masking pays.
 
-worlds.png    a row a world: reward, length, what the world is about, and gradient norm against the step; the mean
+worlds.png    one row per world: reward, length, what the world is about, and gradient norm against the step; the mean
               over seeds, in its 95 % t-interval
 ahead.png     accuracy of each method minus dr_grpo's, paired by seed, in the world and out of distribution
-map.png       how far dagrpo_on is ahead of dr_grpo, seed by seed, against how often a guess is right, and against
+map.png       how far dagrpo_on is ahead of dr_grpo, paired by seed, against how often a guess is right, and against
               the noise on S
 
-python -m analysis.experiments.worlds    from results/worlds, into it
+python -m analysis.experiments.worlds    reads and writes results/worlds
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ UNITS = {
 
 
 def draw_line(ax: Axes, rows: pd.DataFrame, label: str, column: str) -> None:
-    """One label's mean over seeds, in its band, at the middle of the steps that a row is the mean of."""
+    """One label's mean over seeds, in its band. A row is a mean of ten steps and is drawn at their middle."""
     rows = rows[rows["label"] == label] if label in set(rows["label"]) else rows[rows["label"] == f"{label} at 3e-5"]
     table = rows.pivot_table(index="step", columns="seed", values=column)
     if table.empty:
@@ -77,7 +77,7 @@ def draw_worlds(curves: pd.DataFrame) -> Figure:
 
 
 def draw_ahead(runs: pd.DataFrame) -> Figure:
-    """A row a world: a point a method, ahead of dr_grpo or behind, in its 95 % interval over seeds."""
+    """One row per world, one point per method: ahead of dr_grpo or behind it, with the 95 % interval over seeds."""
     runs = runs[runs["stage"].isin(["main", "controls"])]
     worlds = [world for world in SHOWN if world in set(runs["world"])]
     figure = Figure(figsize=(10, 0.9 + 2.9 * len(worlds)), layout="constrained")
@@ -100,7 +100,7 @@ def draw_ahead(runs: pd.DataFrame) -> Figure:
 
 
 def ahead_message(runs: pd.DataFrame, worlds: list[str]) -> str:
-    """Who is ahead of dr_grpo on the levels that RL trains on, by more than luck: the interval is above 0."""
+    """The methods that are ahead of dr_grpo on the levels that RL trains on, with an interval above 0."""
     lines = []
     for world in worlds:
         gaps = {label: ahead(runs, world, label, "dr_grpo", "accuracy") for label in dict.fromkeys(runs["label"])}
@@ -114,7 +114,7 @@ def ahead_message(runs: pd.DataFrame, worlds: list[str]) -> str:
 
 
 def ahead(runs: pd.DataFrame, world: str, label: str, other: str, column: str) -> tuple[float, float, int]:
-    """Mean of the differences over the seeds that both have, half the width of its interval, and how many seeds."""
+    """Over the seeds that both have: the mean difference, half the width of its interval, and the number of seeds."""
     here = runs[runs["world"] == world].set_index("seed")
     gaps = (here.loc[here["label"] == label, column] - here.loc[here["label"] == other, column]).dropna()
     return (*map(float, t_interval(gaps)), len(gaps)) if len(gaps) > 1 else (float("nan"), float("nan"), len(gaps))
@@ -155,7 +155,7 @@ def draw_map(runs: pd.DataFrame) -> Figure:
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.experiments.worlds", description=__doc__)
-    parser.add_argument("--results", default=OUT, metavar="DIR", help="of analysis.experiments.grid")
+    parser.add_argument("--results", default=OUT, metavar="DIR", help="the tables of analysis.experiments.grid")
     folder = Path(parser.parse_args(argv).results)
     curves, runs = read_rows(folder / "curves.csv"), read_rows(folder / "runs.csv")
     if curves.empty or runs.empty:

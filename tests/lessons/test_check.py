@@ -30,14 +30,14 @@ def test_the_solution_is_right_and_the_exercise_is_not_written(number):
 def test_a_known_mistake_is_named_with_the_case_that_shows_it(name, words, value):
     case = next(case for case in CASES[name]() if words in case.mistakes)
     said = check.compare(value, case, ["first", "second", "third", "fourth"])
-    assert said.startswith(words.strip()) and "first = " in said and "it gives" in said and "wanted is" in said
+    assert said.startswith(words.strip()) and "first = " in said and "it gives" in said and "but should give" in said
 
 
 def test_a_mask_of_another_type_is_said_to_be_right_but_for_that():
     said = check.check(
         7, solve_with("completion_mask", lambda tokens, end: solutions.completion_mask(tokens, end).float())
     )
-    assert said.startswith("the values are right, but of torch.float32; a bool tensor is wanted")
+    assert said.startswith("the values are right, but their type is torch.float32; return a bool tensor")
 
 
 def solve_with(name, function):
