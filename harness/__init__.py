@@ -1,1 +1,1 @@
-"""What is around the training loop: settings, the run folder, the report, the console."""
+"""Everything around the training loop: settings, the run folder, checkpoints, reports, the console."""

@@ -1,9 +1,9 @@
-"""Curves while a run goes on, on TensorBoard or Weights & Biases: their own writers, fed with the rows of metrics.csv.
+"""Live curves of a run on TensorBoard or Weights & Biases: each row of metrics.csv goes to the library's own writer.
 
     train.py --report tensorboard    then: tensorboard --logdir RUN/tensorboard
     train.py --report wandb          WANDB_MODE=offline keeps everything in RUN/wandb
 
-Without either, `python -m analysis.curves RUN --watch` redraws its figure as the run goes on.
+Without either, `python -m analysis.curves RUN --watch` redraws its figure while the run goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Report = Callable[[dict[str, Any]], None]  # takes a row of metrics.csv
 
 @contextmanager
 def board(kind: str | None, out: Path, settings: dict[str, Any], step: int) -> Iterator[Report]:
-    """What a step's figures are given to. A run that goes on after `step` replaces what was shown of later steps."""
+    """Gives the function that shows a row of metrics.csv. A run resumed after `step` replaces the later steps shown."""
     if kind == "tensorboard":
         need("tensorboard", "--report tensorboard")
         writer = need("torch.utils.tensorboard", "--report tensorboard").SummaryWriter(
@@ -40,6 +40,6 @@ def board(kind: str | None, out: Path, settings: dict[str, Any], step: int) -> I
 
 
 def figures(row: dict[str, Any]) -> dict[str, float]:
-    """What can be drawn: neither the step nor what is not available."""
+    """What a board can draw of a row: its finite numbers, without the step."""
     found = {name: value for name, value in row.items() if name != "step" and isinstance(value, int | float)}
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}

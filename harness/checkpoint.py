@@ -1,8 +1,7 @@
-"""Checkpoints: a policy, its optimiser and the random states, from which a run goes on as if it had not stopped.
+"""Checkpoints: the policy, its optimiser and the random states. A run goes on from one as if it had not stopped.
 
-A checkpoint is written aside, brought to the disk and renamed, so neither a killed run nor a power cut harms the one
-before it. Nothing that is of no use (weights that are not finite) is saved, and what is read back is checked first
-(docs/promises.md).
+A checkpoint is written under another name, synced to disk and renamed, so neither a kill nor a power cut harms the one
+before it. A useless policy (weights that are not finite) is not saved; what is read is checked (docs/promises.md).
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from policy import Policy, fault, save_policy
 
 
 def kept(out: Path) -> list[Path]:
-    """Earlier checkpoints, oldest first."""
+    """The folders checkpoint-STEP/ of earlier checkpoints, oldest first."""
     folders = [path for path in out.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     return sorted(folders, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def find_checkpoint(out: Path) -> Path | None:
-    """The newest complete checkpoint; puts right what a kill between two renames has left."""
+    """The newest complete checkpoint, or None. If a kill came between two renames, does the second one."""
     latest, new, old = out / "checkpoint", out / "checkpoint.new", out / "checkpoint.old"
     if not latest.exists():
-        for complete in (new, old):  # both only ever exist whole
+        for complete in (new, old):  # if they exist, they are complete
             if complete.exists():
                 complete.rename(latest)
                 break
@@ -39,10 +38,10 @@ def find_checkpoint(out: Path) -> Path | None:
 
 
 def save_checkpoint(out: Path, policy: Policy, optimizer: Optimizer, trainer: dict[str, Any], keep: int = 1) -> None:
-    """Writes `checkpoint/`. At every moment of it, one complete checkpoint is there for find_checkpoint.
+    """Writes `checkpoint/`. At every moment, there is one complete checkpoint that find_checkpoint can find.
 
-    `keep` counts the latest; only when the new one is complete are older ones removed. Raises OSError if it cannot be
-    written (a full disk), FloatingPointError if it would be of no use: then the one before is still in its place.
+    The latest `keep` checkpoints stay; older ones are removed once the new one is complete. Raises OSError if it cannot
+    be written (a full disk) and FloatingPointError if it would be useless; the one before then stays in its place.
     """
     if why := fault(policy, optimizer):
         raise FloatingPointError(f"after step {trainer['step']}, {why}: nothing is saved")
@@ -56,7 +55,7 @@ def save_checkpoint(out: Path, policy: Policy, optimizer: Optimizer, trainer: di
         (partial / "step").write_text(str(trainer["step"]))
         shutil.copy(out / "config.json", partial)
         sync(*partial.rglob("*"), partial, *filter(Path.is_file, out.iterdir()))
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors have their own names for it
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors raise their own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
             getattr(error, "errno", None), f"the checkpoint cannot be written: {first_line(error)}"
@@ -76,9 +75,10 @@ def save_checkpoint(out: Path, policy: Policy, optimizer: Optimizer, trainer: di
 
 
 def load_trainer(checkpoint: Path, optimizer: Optimizer) -> dict[str, Any]:
-    """What save_checkpoint was given; sets the optimiser's state, not its rate, and the random states.
+    """The `trainer` that save_checkpoint was given; restores the random states and the optimiser's state, not its rate.
 
-    No pickled code is run. AdamW's fused kernel would read beyond the end of a state that is too small.
+    Ends the program with one line if the file is damaged or of another run. No pickled code is run. Shapes are checked
+    because AdamW's fused kernel would read beyond the end of a state that is too small.
     """
     path, parameters = checkpoint / "trainer.pt", optimizer.param_groups[0]["params"]
     with one_line(f"{path} cannot be read, or is of another run", Exception):  # a damaged file fails in any way
@@ -88,7 +88,7 @@ def load_trainer(checkpoint: Path, optimizer: Optimizer) -> dict[str, Any]:
         if not known or str(trainer["step"]) != (checkpoint / "step").read_text():
             raise ValueError(f"step {trainer['step']!s:.20} or start_entropy {entropy!s:.20} is not what was written")
         if state and list(state) != list(range(len(parameters))):
-            raise ValueError("its optimiser has other parameters")
+            raise ValueError("its optimiser is one for other parameters")
         for i, values in state.items():
             fresh = {"step": torch.tensor(0.0), "exp_avg": parameters[i], "exp_avg_sq": parameters[i]}
             for name in fresh.keys() | values.keys():
@@ -102,7 +102,7 @@ def load_trainer(checkpoint: Path, optimizer: Optimizer) -> dict[str, Any]:
 
 
 def random_state() -> dict[str, Any]:
-    """The random states that sampling advances. Prompts need none: their order follows seed and step."""
+    """The random states that sampling advances. The order of prompts needs none: it follows from seed and step."""
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 

@@ -1,9 +1,9 @@
-"""The settings of a run: one frozen dataclass, the flags of train.py, as --help teaches them.
+"""The settings of a run: one frozen dataclass, whose fields are the flags of train.py.
 
-A preset is a list of flags, written as one would type them; flags beside it overrule it. The recipe of a method
-(dagrpo.METHODS) says what its paper says; --scale, --divisor and --anchor-ratio overrule the recipe.
+A preset is a list of flags, as you would type them; flags that you give with it override it. The recipe of a method
+(dagrpo.METHODS) follows its paper; --scale, --divisor, --kl, --anchor-ratio and --anchor-when override the recipe.
 
-Each class here is a group of flags in --help; `Config` is all of them. transformers' HfArgumentParser makes the flags.
+Each class here is a group of flags in --help; `Config` has them all. transformers' HfArgumentParser makes the flags.
 """
 
 from __future__ import annotations
@@ -63,35 +63,35 @@ class Target:
     out: str = flag("", "the run folder [runs/METHOD]", "DIR")
     steps: int = flag(100, "one rollout batch each", "N")
     seed: int = flag(0, "order of prompts, and sampling", "S")
-    preset: str | None = flag(None, "flags to begin with, listed at the end", "NAME", choices=list(PRESETS))
+    preset: str | None = flag(None, "flags to start from, listed at the end", "NAME", choices=list(PRESETS))
     resume: bool = flag(False, "go on from the last checkpoint in --out")
     overwrite: bool = flag(False, "replace the run in --out")
-    plain: bool = flag(False, "the plain path of rollout.py instead of fast/: to read and to step through")
+    plain: bool = flag(False, "use rollout.py instead of fast/: slower, but easy to read and to step through")
 
 
 @dataclass(frozen=True)
 class Start:
     """where it starts"""
 
-    model: str | None = flag(None, "a causal LM; without it the built-in warm start", "ID_OR_DIR")
+    model: str | None = flag(None, "a causal LM [the built-in warm start]", "ID_OR_DIR")
     init_from: str | None = flag(None, "a run folder or model folder to start from (sft, then grpo)", "DIR")
-    lora_rank: int = flag(0, "train a LoRA; 0: all weights", "R")
-    trust_remote_code: bool = flag(False, "run Python files that come with a model; never done without it")
+    lora_rank: int = flag(0, "train a LoRA of this rank; 0: train all weights", "R")
+    trust_remote_code: bool = flag(False, "run Python files that come with a model; without the flag they never run")
 
 
 @dataclass(frozen=True)
 class Problems:
     """the problems
 
-    Without --data the built-in arithmetic. Known by their columns are GSM8K (question, answer with ####), MATH
-    (problem, solution, answer) and OpenR1-Math (prompt, target, reward_model.ground_truth); for others, name the
+    Without --data: the built-in arithmetic. GSM8K (question, answer with ####), MATH (problem, solution, answer) and
+    OpenR1-Math (prompt, target, reward_model.ground_truth) are recognised by their columns; for other data, name the
     columns, nested ones with dots. `python -m maths.data FILE` shows what would be read.
     """
 
-    world: str = flag("plain", f"of the built-in task: {', '.join(tasks.WORLDS)}", "W", choices=list(tasks.WORLDS))
+    world: str = flag("plain", f"the built-in task's world: {', '.join(tasks.WORLDS)}", "W", choices=list(tasks.WORLDS))
     levels: str | None = flag(None, "levels of the built-in task [those that the world trains on]", "L,..")
     data: str | None = flag(None, "JSONL, JSON or parquet file, or hub id[:configuration]", "FILE_OR_ID")
-    data_split: str = flag("train", "of a hub id", "NAME")
+    data_split: str = flag("train", "the split of a hub data set", "NAME")
     data_limit: int | None = flag(None, "only the first N usable problems", "N")
     question_column: str | None = flag(None, "the column of the question", "NAME")
     answer_column: str | None = flag(None, "the column of the answer", "NAME")
@@ -107,7 +107,7 @@ class GroupShape:
     batch_prompts: int = flag(16, "prompts per step", "B")
     group_size: int = flag(8, "rows per prompt, an anchor included", "G")
     max_new_tokens: int = flag(64, "longest response, end token included", "T")
-    temperature: float = flag(1.0, "of sampling, and of the log-probs trained", "X")
+    temperature: float = flag(1.0, "for sampling and for the log-probs that are trained", "X")
 
 
 @dataclass(frozen=True)
@@ -119,19 +119,19 @@ class Mask:
     """
 
     scorer: Literal["rule", "judge", "local"] = flag(
-        "rule", "S by rule, exact on the built-in task; by an OpenAI-compatible endpoint; by a local model"
+        "rule", "what gives S: a rule, exact on the built-in task; an OpenAI-compatible endpoint; a local model"
     )
-    judge_url: str | None = flag(None, "the endpoint; its key, if any, from OPENAI_API_KEY", "URL")
-    judge_name: str | None = flag(None, "the endpoint's name of the model", "NAME")
-    judge_model: str | None = flag(None, "of --scorer local", "ID_OR_DIR")
+    judge_url: str | None = flag(None, "the endpoint; its API key, if it needs one, comes from OPENAI_API_KEY", "URL")
+    judge_name: str | None = flag(None, "the model, as the endpoint names it", "NAME")
+    judge_model: str | None = flag(None, "the model of --scorer local", "ID_OR_DIR")
     judge_concurrency: int = flag(16, "requests at a time", "N")
     judge_timeout: float = flag(120.0, "seconds for a request and its whole reply", "X")
     judge_tokens: int | None = flag(None, f"longest reply [{SHORT}, or {LONG} for a model that thinks first]", "N")
     judge_json: Literal["auto", "json_schema", "json_object", "none"] = flag(
         "auto", "how JSON is asked for; auto: the first way that works"
     )
-    judge_cache: str | None = flag(None, "scores by content; runs may share it [OUT/judge.jsonl]", "FILE")
-    delta: float = flag(3.0, "0 masks only what is on the wrong side", "D")
+    judge_cache: str | None = flag(None, "keeps scores for equal prompts; runs may share it [OUT/judge.jsonl]", "FILE")
+    delta: float = flag(3.0, "the least gap between scores; 0 masks only rows on the wrong side", "D")
 
 
 @dataclass(frozen=True)
@@ -142,33 +142,33 @@ class Anchors:
     """
 
     anchor_when: Literal["always", "hard"] = flag("always", "hard: only if no rollout is right")
-    anchor_ratio: Literal["one", "shaped"] | None = flag(None, "shaped: p / (p + 0.1), LUFFY's [the recipe's]")
-    extra_anchor: bool = flag(False, "G rollouts and an anchor, instead of G in all")
+    anchor_ratio: Literal["one", "shaped"] | None = flag(None, "shaped: LUFFY's p / (p + 0.1) [the recipe's]")
+    extra_anchor: bool = flag(False, "G rollouts plus an anchor, instead of G rows in all")
 
 
 @dataclass(frozen=True)
 class Loss:
-    """the loss; what is not given is as the recipe says"""
+    """the loss; without these flags the recipe decides"""
 
     scale: Literal["none", "group", "mean", "batch", "batch_centred"] | None = flag(
         None, "what advantages are divided by: Eq. 1 has the group's std"
     )
     divisor: Literal["constant", "sequence", "tokens"] | None = flag(None, "length normalisation (Eq. 10)")
-    kl_beta: float = flag(0.0, "weight of KL to the starting policy (Eq. 2)", "BETA")
+    kl_beta: float = flag(0.0, "weight of the KL term to the starting policy (Eq. 2)", "BETA")
     kl: Literal["k1", "k2", "k3", "k3_ratio"] | None = flag(None, "how KL is estimated")
-    overlong_buffer: int = flag(0, "DAPO: penalty on the last T tokens", "T")
+    overlong_buffer: int = flag(0, "DAPO's penalty on the last T tokens before --max-new-tokens; 0: none", "T")
 
 
 @dataclass(frozen=True)
 class Optimiser:
     """the optimiser"""
 
-    lr: float = flag(3e-5, "AdamW's, constant; on the built-in task 1e-4 is too high", "LR")
-    updates_per_batch: int = flag(2, "prompts are split among them", "K")
+    lr: float = flag(3e-5, "AdamW's constant learning rate; 1e-4 is too high for the built-in task", "LR")
+    updates_per_batch: int = flag(2, "updates per step; its prompts are split among them", "K")
     max_grad_norm: float = flag(1.0, "the norm is logged before it is clipped", "X")
     gradient_checkpointing: bool = flag(False, "less memory, more time")
-    bf16: bool = flag(False, "multiply in bf16 on a CPU too: pays where it has units for it")
-    micro_batch_tokens: int = flag(16384, "bounds memory, changes no gradient", "N")
+    bf16: bool = flag(False, "multiply in bf16 on a CPU too: faster if it has bf16 units")
+    micro_batch_tokens: int = flag(16384, "tokens at a time: bounds memory, does not change the gradient", "N")
 
 
 @dataclass(frozen=True)
@@ -177,9 +177,9 @@ class Saving:
 
     save_every: int = flag(50, "steps between checkpoints", "K")
     keep: int = flag(1, "checkpoints that stay, the latest included", "N")
-    log_rollouts_every: int = flag(1, "thins rollouts.jsonl", "K")
-    record_changes: bool = flag(False, "in it, what the step did to each token's log-prob: a forward pass more")
-    show_every: int = flag(25, "print two groups; 0: never", "K")
+    log_rollouts_every: int = flag(1, "write rollouts.jsonl every K steps", "K")
+    record_changes: bool = flag(False, "also write how the step changed each log-prob: one more forward pass")
+    show_every: int = flag(25, "print two groups every K steps; 0: never", "K")
     report: Literal["tensorboard", "wandb"] | None = flag(None, "curves while it runs; needs requirements-extra.txt")
 
 
@@ -187,7 +187,7 @@ GROUPS = (Target, Start, Problems, GroupShape, Mask, Anchors, Loss, Optimiser, S
 
 
 @dataclass(frozen=True)
-class Config(*reversed(GROUPS)):  # so that its fields are in their order
+class Config(*reversed(GROUPS)):  # reversed, so that fields keep the order of GROUPS
     """Every setting of a run."""
 
     @property
@@ -213,7 +213,7 @@ class ConfigParser(Parser, HfArgumentParser):
 def build_parser(about: str | None = None, **more: Any) -> ConfigParser:
     """All flags, grouped as --help shows them, and the presets."""
     presets = "\n\n".join(f"{name}: {what}\n    {flags}" for name, (what, flags) in PRESETS.items())
-    epilog = f"presets; what you give beside them overrules them\n\n{presets}"
+    epilog = f"presets; flags that you give with a preset override it\n\n{presets}"
     usage = "python train.py [--method M] [--out DIR] [flags]"
     return ConfigParser(GROUPS, **{"prog": "train.py", "usage": usage, "description": about, "epilog": epilog} | more)
 
@@ -227,7 +227,7 @@ def preset_flags(argv: list[str]) -> list[str]:
 
 
 def parse(argv: list[str], about: str | None = None) -> Config:
-    """The checked settings. A preset's flags come first, so that those beside it overrule them."""
+    """The checked settings. A preset's flags come first, so that those given with it override them."""
     config = Config(**vars(build_parser(about).parse_args([*preset_flags(argv), *argv])))
     config = replace(config, out=config.out or f"runs/{config.method}")
     check(config)
@@ -241,12 +241,12 @@ AT_LEAST_ONE = (
     "per_device_rows",
 )  # fmt: skip
 LEAST = dict.fromkeys(ABOVE_ZERO, 1e-30) | dict.fromkeys(AT_LEAST_ONE, 1) | {"group_size": 2}  # 0 for others
-MOST = {"lora_rank": 2**12, "judge_concurrency": 2**10, "k": 2**16}  # 2**31 - 1 for what is not here
+MOST = {"lora_rank": 2**12, "judge_concurrency": 2**10, "k": 2**16}  # 2**31 - 1 for others
 MOST_TOKENS = 2**27  # of responses, in memory at a time: 16 times the paper's, or 2 GB for their ids and log-probs
 
 
 def check_numbers(settings: Any) -> None:
-    """One clear line for a number in this dataclass that cannot work: every numeric setting goes through here."""
+    """Ends the program with one line if a number in this dataclass cannot work. Checks every numeric setting."""
     for name, value in vars(settings).items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
@@ -261,23 +261,23 @@ def check_numbers(settings: Any) -> None:
 
 
 def check_memory(rows: int, tokens: int, flags: str) -> None:
-    """One clear line for `rows` responses of `tokens` tokens that the system would end the program for."""
+    """Ends the program with one line if `rows` responses of `tokens` tokens at a time would exhaust the memory."""
     if rows * tokens > MOST_TOKENS:
-        fail(f"{flags}: {rows:,} responses of {tokens:,} tokens at a time fit into no memory")
+        fail(f"{flags}: {rows:,} responses of {tokens:,} tokens at a time do not fit into memory: lower one of them")
 
 
 def check(config: Config) -> None:
-    """One clear line for a value that cannot work, before anything is written."""
+    """Ends the program with one line if a setting cannot work, before anything is written."""
     check_numbers(config)
     rows = config.batch_prompts * (config.group_size if config.recipe.rollouts else 1)
     check_memory(rows, config.max_new_tokens, "--batch-prompts, --group-size, --max-new-tokens")
     if config.batch_prompts % config.updates_per_batch:
         prompts, updates = config.batch_prompts, config.updates_per_batch
-        fail(f"--batch-prompts {prompts} cannot be split into --updates-per-batch {updates}")
+        fail(f"--batch-prompts {prompts} must be a multiple of --updates-per-batch {updates}")
     if config.anchor_when == "hard" and not config.recipe.rollouts:
         fail(f"--anchor-when hard: {config.method} samples nothing, so no group can be hard; leave it out")
     if config.resume and config.overwrite:
-        fail("--resume and --overwrite exclude each other")
+        fail("--resume and --overwrite exclude each other: give one of them")
     if config.model and config.init_from:
         fail("--model and --init-from both say where to start: give one of them")
     for scorer, flags in {"judge": ("judge_url", "judge_name"), "local": ("judge_model",)}.items():

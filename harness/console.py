@@ -1,4 +1,4 @@
-"""What the command lines share: errors of one line, help that keeps its paragraphs, progress bars."""
+"""What all command lines share: one-line errors, help texts that keep their line breaks, progress bars."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def fail(message: str) -> NoReturn:
 
 
 def visible(text: str) -> str:
-    """Text from outside, for a terminal: what is no character to see (escapes, bidi marks) is written as its escape.
+    """Text from outside, made safe for a terminal: invisible characters (escapes, bidi marks) are written as escapes.
 
     >>> print(visible("12+5=\\x1b[2J"))
     12+5=\\x1b[2J
@@ -31,6 +31,7 @@ def visible(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an error's text, behind the error's type if the text may not make sense without it."""
     text = (getattr(error, "strerror", None) or str(error)).strip()
     kind = "" if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: "
     return f"{kind}{text.splitlines()[0]}" if text else type(error).__name__
@@ -38,7 +39,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def one_line(what: str, *errors: type[Exception]) -> Iterator[None]:
-    """Ends the program with one line, `what` and the error's first, if one of these errors comes out of the block."""
+    """If the block raises one of these errors, ends the program with one line: `what`, and the error's first line."""
     try:
         yield
     except errors as error:
@@ -46,7 +47,7 @@ def one_line(what: str, *errors: type[Exception]) -> Iterator[None]:
 
 
 def need(module: str, what: str) -> ModuleType:
-    """Imports an optional package, or ends the program with the line that says how to get it."""
+    """Imports an optional package; if it is missing, ends the program with one line that says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -54,7 +55,7 @@ def need(module: str, what: str) -> ModuleType:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, and help texts that stand as they are written."""
+    """argparse with one-line errors, and help texts that are shown as they are written."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, formatter_class=_Help, allow_abbrev=False, **kwargs)
@@ -72,11 +73,10 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return f"{action.option_strings[-1]} {shown}".strip()
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        """Adds the default where there is one worth telling."""
         told = action.default in (None, False, argparse.SUPPRESS) or action.default == ""
         return action.help if told else f"{action.help} [%(default)s]"
 
 
 def progress(steps: Iterable, **kwargs: Any) -> tqdm:
-    """A tqdm bar; where nobody watches (a log file, CI) a line only every ten seconds."""
+    """A tqdm bar; without a terminal (a log file, CI) it writes only every ten seconds."""
     return tqdm(steps, mininterval=0.2 if sys.stderr.isatty() else 10, dynamic_ncols=True, **kwargs)

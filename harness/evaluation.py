@@ -1,4 +1,4 @@
-"""What is around eval.py: its flags, what is refused before a model is loaded, and where the results go."""
+"""Everything around eval.py: its flags, the checks before a model is loaded, and where the results go."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ class Settings:
     """the flags of eval.py"""
 
     model: str = flag("warm_start", "run folder, model folder or hub id [warm_start, where every method begins]", "M")
-    world: str | None = flag(None, f"of the built-in task: {', '.join(WORLDS)} [the run's, or plain]", "W")
-    benchmarks: str = flag("test,ood", f"of {', '.join([*benchmarks.BUILT_IN, *benchmarks.PAPER])}", "A,B")
-    benchmark_dir: str | None = flag(None, "where their files are, instead of on the hub", "DIR")
-    levels: str | None = flag(None, "of the built-in task [all]; those out of distribution are asked anyway", "L,..")
-    per_level: int | None = flag(None, "built-in: problems a level [100; 50 of validation]", "N")
-    limit: int | None = flag(None, "at most N problems of a benchmark, evenly from all", "N")
-    k: int | None = flag(None, "sampled responses per problem; 0: greedily alone [4, the paper's 32 or 1]", "N")
+    world: str | None = flag(None, f"the built-in task's world: {', '.join(WORLDS)} [the run's, or plain]", "W")
+    benchmarks: str = flag("test,ood", f"one or more of {', '.join([*benchmarks.BUILT_IN, *benchmarks.PAPER])}", "A,B")
+    benchmark_dir: str | None = flag(None, "read benchmarks from this folder, not from the hub", "DIR")
+    levels: str | None = flag(None, "levels of the built-in task [all]; those of ood are always asked", "L,..")
+    per_level: int | None = flag(None, "built-in: problems per level [100; validation: 50]", "N")
+    limit: int | None = flag(None, "at most N problems of each benchmark, spread evenly over it", "N")
+    k: int | None = flag(None, "sampled responses per problem; 0: greedy only [4, the paper's 32 or 1]", "N")
     temperature: float | None = flag(None, "of sampling [1, the paper's 0.6]", "T")
     max_new_tokens: int | None = flag(None, "longest response [64, the paper's 8192]", "T")
-    batch: int | None = flag(None, "responses generated at a time [256, and 32]", "N")
+    batch: int | None = flag(None, "responses generated at a time [256; not built in: 32]", "N")
     seed: int = flag(0, "of sampling; the problems stay the same", "S")
     instruction: str | None = flag(
         None,
-        f"appended to each question, except in the built-in task; '': nothing [{data.INSTRUCTION} "
-        f"Of multiple choice also: {OF_CHOICES}]",
+        f"appended to each question, except in the built-in task; '' appends nothing [{data.INSTRUCTION} "
+        f"In multiple choice also: {OF_CHOICES}]",
         "TEXT",
     )
     out: str | None = flag(None, "where results go [RUN/eval.json; RUN/benchmarks.json if not built in]", "FILE.json")
-    overwrite: bool = flag(False, "sample again what the files of responses hold")
-    plain: bool = flag(False, "the plain path of rollout.py instead of fast/")
-    trust_remote_code: bool = flag(False, "run Python files that come with the model; never done without it")
+    overwrite: bool = flag(False, "replace the responses of an earlier evaluation")
+    plain: bool = flag(False, "use rollout.py instead of fast/: slower, but easy to read")
+    trust_remote_code: bool = flag(False, "run Python files that come with a model; without the flag they never run")
 
     def protocol(self, name: str) -> dict[str, Any]:
-        """How a benchmark is asked: as the flags say, else as is usual for the built-in ones, else as in the paper.
+        """How a benchmark is asked: by the flags, else by our defaults for the built-in ones, else as in the paper.
 
         >>> Settings(temperature=0.9).protocol("aime24")
         {'k': 32, 'temperature': 0.9, 'max_new_tokens': 8192, 'batch': 32}
@@ -66,15 +66,15 @@ class Settings:
 
 
 def read_flags(argv: list[str], about: str | None) -> Settings:
-    """The flags alone: this file loads no model library, so that --help is quick."""
+    """The flags, not checked yet. This file imports no model code, so that --help is quick."""
     parser = ConfigParser((Settings,), prog="eval.py", description=about, usage="python eval.py --model M [flags]")
     return Settings(**vars(parser.parse_args(argv)))
 
 
 def parse(argv: list[str], about: str | None) -> tuple[Settings, dict[str, tuple[list[Problem], int]], Path | None]:
-    """The settings, what load_problems gives for each benchmark, and the file of the results.
+    """The checked settings, the result of load_problems for each benchmark, and the file for the results.
 
-    One clear line for what cannot work, before a model is loaded.
+    Ends the program with one line if something cannot work, before a model is loaded.
     """
     settings = read_flags(argv, about)
     settings = replace(settings, world=settings.world or world_of(settings.model))
@@ -93,7 +93,7 @@ def world_of(model: str) -> str:
 
 
 def check(settings: Settings) -> dict[str, tuple[list[Problem], int]]:
-    """The problems of every benchmark, once all settings make sense."""
+    """Checks the settings, then loads the problems of every benchmark."""
     check_numbers(settings)
     if settings.benchmark_dir and not Path(settings.benchmark_dir).is_dir():
         fail(f"--benchmark-dir {settings.benchmark_dir}: there is no such folder")
@@ -110,7 +110,7 @@ def check(settings: Settings) -> dict[str, tuple[list[Problem], int]]:
 
 
 def load_problems(settings: Settings, name: str) -> tuple[list[Problem], int]:
-    """The problems of a benchmark as the model is asked, and how many rows of it cannot be used; a line says why."""
+    """A benchmark's problems as the model is asked, and how many of its rows cannot be used; a line says why."""
     if name in benchmarks.BUILT_IN:
         try:
             levels = settings.levels.split(",") if settings.levels else None
@@ -126,10 +126,10 @@ def load_problems(settings: Settings, name: str) -> tuple[list[Problem], int]:
 
 
 def find_model(name: str) -> None:
-    """Ends the program if a name can only be a missing folder: the hub's answer would be a traceback."""
+    """Ends the program with one line if `name` can only be a missing folder; the hub would answer with a traceback."""
     if name == "warm_start":
         return
-    from harness.warm_start import find_start  # transformers' models, which take seconds
+    from harness.warm_start import find_start  # imports transformers' models, which takes seconds
 
     with one_line(f"--model {name} cannot be read", OSError):
         where = Path(find_start(name))
@@ -138,7 +138,7 @@ def find_model(name: str) -> None:
 
 
 def place_output(settings: Settings) -> Path | None:
-    """Where the results go, tried out before the work rather than after it. None: they are only printed."""
+    """The file for the results; None: they are only printed. That it can be written is tested now, before the work."""
     run = Path(settings.model)
     is_run = (run / "config.json").exists() and (run / "checkpoint").is_dir()
     only_built_in = benchmarks.BUILT_IN.keys() >= set(settings.benchmarks.split(","))
@@ -157,7 +157,7 @@ def place_output(settings: Settings) -> Path | None:
 
 
 def write(settings: Settings, policy: Policy, out: Path, parts: dict[str, Any]) -> None:
-    """The results as JSON, renamed when whole: a killed evaluation leaves what was there before."""
+    """Writes the results as JSON. The file is renamed when complete: a killed evaluation leaves the old one there."""
     first = next((name for name in parts if name in benchmarks.BUILT_IN), next(iter(parts)))
     record = {"settings": asdict(settings) | settings.protocol(first), "benchmarks": parts}
     record |= {"seconds": sum(part["seconds"] for part in parts.values())}

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside, brought to the disk, renamed."""
+"""Files that are either complete or absent: written under another name, synced to disk, renamed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import IO
 
 @contextmanager
 def aside(path: Path) -> Iterator[IO[str]]:
-    """A text file that takes the place of `path` once it is whole: a kill or an error leaves what was there before."""
+    """Gives a text file that replaces `path` when the block ends. After a kill or an error, `path` is unchanged."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("w", encoding="utf-8", newline="") as file:
@@ -24,7 +24,7 @@ def aside(path: Path) -> Iterator[IO[str]]:
 
 
 def sync(*paths: Path) -> None:
-    """Waits until these files, and the names in these folders, are on the disk: a power cut then leaves them whole."""
+    """Waits until these files, and the names in these folders, are on the disk, where a power cut cannot harm them."""
     for path in paths:
         if os.name == "nt" and path.is_dir():  # Windows opens no folders
             continue

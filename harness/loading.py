@@ -1,7 +1,7 @@
-"""What is read from a model folder is checked here: it may be damaged, crafted, or no model for this program.
+"""Checks what is read from a model folder: it may be damaged, malicious, or no model for this program.
 
-Code that comes with a model is not run unless --trust-remote-code asks for it: transformers would ask on the terminal,
-where `yes |` may be waiting. Whatever else is wrong ends the program with one line.
+Code that comes with a model runs only with --trust-remote-code. Transformers would ask on the terminal instead, where
+`yes |` may be waiting to answer. Whatever else is wrong ends the program with one line.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from transformers.utils import logging as hf_logging
 
 from harness.console import one_line
 
-hf_logging.set_verbosity(hf_logging.CRITICAL)  # its reports on weights have many lines; ours say it in one
-MOST_LAYERS = 1000  # layers are built before their weights are looked for: a billion of them are a hang
-TEMPLATE_SECONDS = 5  # of computing: a chat template is a program, and may not end
+hf_logging.set_verbosity(hf_logging.CRITICAL)  # its reports on weights have many lines, ours have one
+MOST_LAYERS = 1000  # all layers are built before weights are read: a billion of them would never end
+TEMPLATE_SECONDS = 5  # of CPU time: a chat template is a program, and may never end
 PROBE = "1+1="
-HUB_SECONDS = 5  # for a connection to it
+HUB_SECONDS = 5  # to connect to it
 
 
 def no_hub() -> bool:
-    """Is there no way to the hub? Its libraries would try for a minute; so they are made to look at what is cached.
+    """Is the hub out of reach? Its libraries would try for a minute, so then they are made to use their cache alone.
 
-    Where a proxy is set we do not know better than they do.
+    If a proxy is set, we cannot know, and leave it to them.
     """
     hub = urlsplit(constants.ENDPOINT)
     if not constants.HF_HUB_OFFLINE and not getproxies():
@@ -46,8 +46,8 @@ def no_hub() -> bool:
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
-    """Around all that reads the model `name`. One line for whatever comes out: no two damaged folders fail alike."""
-    there = os.path.exists(name)  # noqa: PTH110  Path's raises where a folder may not be entered
+    """Goes around all that reads the model `name`: any error becomes one line, as no two damaged folders fail alike."""
+    there = os.path.exists(name)  # noqa: PTH110  Path.exists raises if a folder may not be entered
     where = "" if there else " (no such folder here, and no way to the hub)" if no_hub() else " (no such folder here)"
     with one_line(f"{name} cannot be loaded{where}", Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -56,9 +56,9 @@ def loading(name: str) -> Iterator[None]:
 
 
 def load_model(name: str, dtype: torch.dtype, trust: bool) -> PreTrainedModel:
-    """The causal LM of this folder or hub id, every weight of it from there."""
+    """The causal LM of this folder or hub id. Raises ValueError if a weight is missing or has another shape."""
     if not name:
-        raise ValueError("its adapter_config.json does not say of which model")
+        raise ValueError("its adapter_config.json does not name the base model")
     config = AutoConfig.from_pretrained(name, trust_remote_code=trust).get_text_config()
     if getattr(config, "num_hidden_layers", 0) > MOST_LAYERS:
         raise ValueError(f"its config.json asks for over {MOST_LAYERS} layers")
@@ -66,16 +66,16 @@ def load_model(name: str, dtype: torch.dtype, trust: bool) -> PreTrainedModel:
     try:
         model, info = load(name, dtype=dtype, trust_remote_code=trust, output_loading_info=True)
     except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):  # these words point to a report that is not shown
+        if "ignore_mismatched_sizes" not in str(error):  # its text points to a report that is not shown
             raise
-        raise ValueError("its tensors have other shapes than its config.json says") from error
+        raise ValueError("its tensors do not have the shapes that its config.json says") from error
     if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{len(missing)} of its tensors are missing, {missing[0]} is the first")
+        raise ValueError(f"{len(missing)} of its tensors are missing; the first is {missing[0]}")
     return model
 
 
 def load_tokenizer(name: str, trust: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer of this folder or hub id, with a chat template that works, or none."""
+    """The tokenizer of this folder or hub id. Its chat template, if it has one, is tried out."""
 
     def late(*_: object) -> NoReturn:
         raise TimeoutError(f"its chat template takes over {TEMPLATE_SECONDS} s")

@@ -35,7 +35,7 @@ class Task:
     """What a run learns from."""
 
     problems: list[Problem]
-    anchors: list[Anchor | None]  # one for each problem; None: it has no usable demonstration, or the method has none
+    anchors: list[Anchor | None]  # one for each problem; None: it has no usable demonstration, or the method needs none
     fates: dict[str, int]  # of the demonstrations: usable, missing, wrong, too long
     scorer: Scorer  # Eq. 7
     judged: Counters | None  # what a judge has cost; None: the scorer is a rule
@@ -57,9 +57,9 @@ class Task:
 
 
 def pick(size: int, step: int, count: int, seed: int) -> list[int]:
-    """Which of `size` problems step number `step` (from 0) takes: epochs, each in an order of its own.
+    """The indices of the `count` problems, of `size`, for step number `step` (from 0). Each epoch has its own order.
 
-    A function of its arguments, so that a resumed run needs no state of a data loader, and that every method sees the
+    The result depends on the arguments alone: a resumed run needs no state of a data loader, and every method sees the
     same prompts at the same step of the same seed.
 
     >>> pick(3, 0, 2, seed=0), pick(3, 1, 2, seed=0)
@@ -76,7 +76,7 @@ def _order(size: int, epoch: int, seed: int) -> list[int]:
     return order
 
 
-POOL = 2000  # built-in problems to train on: of 400, seen six times, a guess can be learned by heart
+POOL = 2000  # built-in problems to train on: with 400, each seen six times, the policy can learn guesses by heart
 
 
 def load_task(
@@ -84,8 +84,8 @@ def load_task(
 ) -> Task:
     """The problems, demonstrations and scorer that the settings name; mistakes show before a warm start is trained.
 
-    An experiment may hand in `demonstrate`, which gives the problems other demonstrations, and wrong ones too; the
-    scorer's reference stays. `score_all`: it reads S whatever the method is.
+    An experiment may hand in `demonstrate`, which gives the anchors other demonstrations, even wrong ones; the scorer
+    keeps the original ones as its reference. With `score_all`, it reads S even if the method does not.
     """
     tokenizer = Policy(None, find_tokenizer(config.init_from or config.model, config.trust_remote_code))
     problems = load_problems(config)
@@ -106,7 +106,7 @@ def load_problems(config: Config) -> list[Problem]:
         world = tasks.WORLDS[config.world]
         names = config.levels.split(",") if config.levels else world.trained
         levels = {name: world.levels[name] for name in names}
-        # levels 1 and 2 have not so many different questions
+        # levels 1 and 2 do not have that many different questions
         many = all((form.largest - form.smallest + 1) ** form.operands >= 4 * POOL for form in levels.values())
         return tasks.arithmetic("train", POOL // len(levels if many else tasks.LEVELS), levels=levels)
     columns = {part: getattr(config, f"{part}_column") for part in ("question", "answer", "demo", "level")}
@@ -116,9 +116,9 @@ def load_problems(config: Config) -> list[Problem]:
 
 
 def check_anchors(config: Config, tokenizer: Policy, problems: list[Problem], fates: Counter[str]) -> None:
-    """A line says which demonstrations were rejected; the program ends where that is a mistake in the flags."""
-    if slow := worker.take_timeouts():  # of the demonstrations, not of the first step
-        print(f"{slow} demonstrations' answers took the verifier over {worker.LIMIT:g} s: wrong", file=sys.stderr)
+    """Prints how many demonstrations were rejected, and why. Ends the program if the flags are to blame."""
+    if slow := worker.take_timeouts():  # taken now: they do not count for the first step
+        print(f"{slow} demonstrations took over {worker.LIMIT:g} s to verify: counted as wrong", file=sys.stderr)
     if fates["too long"] and (not config.data or not fates["usable"]):
         longest = max(len(tokenizer.encode_response(p.demo)) for p in problems)
         fail(
@@ -129,20 +129,20 @@ def check_anchors(config: Config, tokenizer: Policy, problems: list[Problem], fa
     if rejected := {fate: n for fate, n in fates.items() if fate != "usable"}:
         print(f"anchors: {fates['usable']} of {len(problems)} usable; rejected: {rejected}", file=sys.stderr)
     if not config.recipe.rollouts and not fates["usable"]:
-        fail(f"{config.method} learns from demonstrations, and none of these problems has a usable one")
+        fail(f"{config.method} needs demonstrations, and none of these problems has a usable one: see --demo-column")
 
 
 def fitting(policy: Policy, task: Task, config: Config) -> Task:
-    """The task without problems whose prompt leaves no room for a response in the model's window; a line counts them.
+    """The task without problems whose prompt leaves no room for a response in the model's window. Prints their number.
 
-    Without rollouts, problems without a demonstration leave too: there is nothing to learn from.
+    A method without rollouts also drops the problems without an anchor: it could not learn from them.
     """
     try_out(policy)
     room = policy.window - config.max_new_tokens
     fit = [len(policy.encode_prompt(problem.question)) <= room for problem in task.problems]
     if not any(fit):
         tokens = config.max_new_tokens
-        fail(f"no prompt fits: the model's window is {policy.window} tokens, --max-new-tokens {tokens} of them")
+        fail(f"no prompt fits into the model's window of {policy.window} tokens: lower --max-new-tokens, now {tokens}")
     if not all(fit):
         print(f"{fit.count(False)} of {len(fit)} problems left out: prompts of over {room} tokens", file=sys.stderr)
     if not config.recipe.rollouts:
@@ -151,8 +151,8 @@ def fitting(policy: Policy, task: Task, config: Config) -> Task:
 
 
 def make_scorer(config: Config, score_all: bool = False) -> tuple[Scorer, Counters | None]:
-    """What --scorer names. Only a recipe that masks reads scores, or an experiment (`score_all`): for others nobody is
-    asked, and S is the rule's.
+    """The scorer that --scorer names, and a judge's counters. A judge is asked only if scores are read: by a
+    recipe that masks, or by an experiment (`score_all`). Otherwise S is the rule's.
     """
     if config.scorer == "rule" or not (config.recipe.rectify or score_all):
         if config.scorer != "rule":

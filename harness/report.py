@@ -1,7 +1,7 @@
-"""What is reported of a step: its row of metrics.csv, its lines of rollouts.jsonl, and two groups to read.
+"""What is reported about a step: its row of metrics.csv, its lines of rollouts.jsonl, and two groups to read.
 
-Every figure in metrics.csv is logged for every method, also where its loss does not use it: `distinct_fraction` tells
-what DaGRPO would keep of a plain Dr. GRPO run.
+Every figure in metrics.csv is logged for every method, even if its loss does not use it: `distinct_fraction` shows
+which share of the rows of a plain Dr. GRPO run DaGRPO would keep.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dagrpo import rectification_mask
 from harness.console import visible
 from maths import worker
 
-if TYPE_CHECKING:  # what is reported is read without transformers
+if TYPE_CHECKING:  # so that what is reported can be read without transformers
     from rollout import Groups
 
 
 def mean_over(values: Tensor, where: Tensor) -> float | None:
-    """The mean of the values where `where` is True; None if that is nowhere."""
+    """The mean of the values where `where` is True; None if it is True nowhere."""
     return values[where].float().mean().item() if where.any() else None
 
 
@@ -31,10 +31,10 @@ def percent(share: float | None) -> str:
 
 
 def measure(groups: Groups, levels: Iterable[str]) -> dict[str, float | None]:
-    """A step's row for metrics.csv, apart from what `learn` adds. None: there was nothing to take the mean of.
+    """A step's row for metrics.csv, without what `learn` adds. None: there were no values to take the mean of.
 
-    Reward, length, entropy and `ended` are over rollouts, anchors apart. Kept shares are of the rows with A != 0.
-    The verifier's time-outs are those since the last step: this takes them.
+    Reward, score, length, `ended` and entropy are means over rollouts, without anchors. Kept shares are of the rows
+    with A != 0. The verifier's time-outs are those since the last call, which takes them.
     """
     rollouts, A, keep = groups.rollouts, groups.advantages, groups.keep
     anchor = rollouts.is_anchor.view(A.shape).cpu()  # (B, G)
@@ -69,9 +69,9 @@ def measure(groups: Groups, levels: Iterable[str]) -> dict[str, float | None]:
 
 
 def records(groups: Groups, step: int, change: Tensor | None = None) -> list[dict[str, Any]]:
-    """A step's lines for rollouts.jsonl, one a group. What is not a number (a missing score) is None.
+    """A step's lines for rollouts.jsonl, one for each group. NaN (a missing score) becomes None.
 
-    `change` (N, T): what the step did to each token's log-prob, where that was recorded.
+    `change` (N, T) is how the step changed each token's log-prob, if that was recorded.
     """
     rollouts, G = groups.rollouts, groups.rewards.shape[1]
     lines = []
@@ -103,12 +103,12 @@ def records(groups: Groups, step: int, change: Tensor | None = None) -> list[dic
 
 
 def numbers(values: Tensor, digits: int = 9) -> list[float | None]:
-    """JSON knows neither NaN nor infinity."""
+    """The values, rounded; None for NaN and infinity, which JSON does not have."""
     return [round(x, digits) if math.isfinite(x) else None for x in values.tolist()]
 
 
 def show(groups: Groups, step: int, delta: float) -> str:
-    """Two groups for a person to read, one with signal and one without if there are such: R, S, A, masked or kept."""
+    """Two groups for a person to read, if possible one with signal and one without: R, S, A, masked or kept."""
     signal = (groups.advantages != 0).any(dim=1).tolist()  # (B,)
     first = signal.index(True) if True in signal else 0
     other = signal.index(False) if False in signal else len(signal) - 1
@@ -124,21 +124,21 @@ def _show_group(groups: Groups, b: int, delta: float) -> str:
         R, S, A = (x[b, i].item() for x in (groups.rewards, groups.scores, groups.advantages))
         kept = bool(groups.keep[b, i])
         mark = "anchor " if rollouts.is_anchor[b * G + i] else ""
-        # the reason is Eq. 8-9's, and told only where it is what decided
+        # Eq. 8-9's reason, only if Eq. 8-9 decided
         note = (
             why[i] if A and not kept and not groups.distinct[b, i] else "kept" if A and kept else "masked" if A else ""
         )
         lines.append(f"      {R:.0f}  {S:4.1f}  {A:+.3f}  {mark}{rollouts.texts[b * G + i]}   {note}")
     if not groups.advantages[b].any():
         kind = "right" if groups.rewards[b].all() else "wrong"
-        lines.append(f"      no signal: all {G} are {kind}, so that every A is 0 and nothing is learned here")
+        lines.append(f"      no signal: all {G} are {kind}, so every A is 0 and nothing is learned here")
     elif not (groups.keep[b] & (groups.advantages[b] != 0)).any():
         lines.append("      no signal: every response is masked, none is clearly better or worse than the other side")
     return "\n".join(lines)
 
 
 def reasons(advantages: Tensor, scores: Tensor, delta: float = 3.0) -> list[list[str]]:
-    """In words, what rectification_mask decides about each response: B lists of G short texts."""
+    """From A and S, (B, G) each: B lists of G short texts that say what rectification_mask decides, and why."""
     keep = rectification_mask(advantages, scores, delta)
     return [
         [_reason(a, s, i, keep, delta) for i in range(len(a))]

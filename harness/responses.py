@@ -1,12 +1,12 @@
-"""Sampled responses to a benchmark, written down as they come, so that a stopped evaluation goes on where it was.
+"""Sampled responses to a benchmark, saved batch by batch, so that a stopped evaluation goes on where it was.
 
-32 responses of 8,192 tokens to a problem take hours. So every batch is appended to a file when it is done: its first
-line holds the settings, then follows one line a response. A run that was stopped, or killed in the middle of a line, is
-called again with the same settings: whole batches are kept, what is behind them is cut off, and the rest is sampled.
-Each batch has a seed of its own, made of the seed and the batch's first response, so what comes out is the same as
-without the interruption, bit for bit on the same machine.
+32 responses of 8,192 tokens to each problem take hours. So every batch is appended to a file when it is done. The first
+line of the file holds the settings, each further line a response. After a stop, or a kill in the middle of a line, give
+the same settings again: complete batches are kept, what follows them is cut off, and the rest is sampled.
+Each batch has its own seed, made from the seed and the batch's first response. So the result is the same as without the
+interruption, bit for bit on the same machine.
 
-Prompts of like length share a batch, so that little of it is padding. A prompt that leaves no room for a response in
+Prompts of similar length share a batch, so that little of it is padding. A prompt that leaves no room for a response in
 the model's context is not asked; it counts as wrong.
 """
 
@@ -39,7 +39,7 @@ class Collected:
     right: torch.Tensor  # (n, k) float64, as the other two
     tokens: torch.Tensor
     ended: torch.Tensor
-    too_long: int  # problems whose prompt does not fit into the model's context: wrong, of 0 tokens
+    too_long: int  # problems whose prompt does not fit into the model's context: wrong, with 0 tokens
 
 
 def collect(
@@ -50,11 +50,11 @@ def collect(
     overwrite: bool = False,
     sampling: ModuleType = fast,
 ) -> Collected:
-    """`settings["k"]` responses to every problem, or for 0 the greedy one; what `path` holds is not sampled again.
+    """`settings["k"]` responses to every problem, or the greedy one if k is 0. Those in `path` are not sampled again.
 
     `sampling` is fast or rollout. `settings` has benchmark, k, temperature, max_new_tokens, batch and seed, and
-    whatever else must not change between two calls. Ends the program with one line if `path` holds responses of other
-    settings, unless `overwrite`, which replaces them. Torch's random state is left as it was.
+    whatever else must not change between two calls. Ends the program with one line if `path` holds responses with other
+    settings; `overwrite` replaces them instead. Torch's random state is left as it was.
     """
     name, batch, longest = (settings[key] for key in ("benchmark", "batch", "max_new_tokens"))
     k, greedy = settings["k"] or 1, settings["k"] == 0
@@ -92,7 +92,7 @@ def sample(
     temperature: float,
     greedy: bool,
 ) -> list[dict[str, Any]]:
-    """One response to each unit's problem, as lines of the file. Units of one problem are neighbours."""
+    """One response to each unit's problem, as records for the file. Units of one problem must be neighbours."""
     counts = Counter(i for i, _ in units)  # in the order of the units
     some = [problems[i] for i in counts]
     rollouts = sampling.sample_groups(policy, some, list(counts.values()), max_new_tokens, temperature, greedy)
@@ -100,7 +100,7 @@ def sample(
         {
             "index": i,
             "sample": number,
-            "question": problems[i].question[:500],  # to read; the settings hold a hash of all questions
+            "question": problems[i].question[:500],  # for a reader; the settings hold a hash of all questions
             "answer": problems[i].answer,
             "response": text,
             "tokens": tokens,
@@ -114,7 +114,7 @@ def sample(
 
 
 def as_tensors(records: list[dict[str, Any]], n: int, k: int, too_long: int) -> Collected:
-    """The records as (n, k); what was not asked is wrong, of length 0 and not ended."""
+    """The records as tensors (n, k); a problem that was not asked is wrong, of length 0 and not ended."""
     right, tokens, ended = (torch.zeros(n, k, dtype=torch.float64) for _ in range(3))
     for record in records:
         place = record["index"], record["sample"]
@@ -126,7 +126,7 @@ def as_tensors(records: list[dict[str, Any]], n: int, k: int, too_long: int) -> 
 
 
 def begin(path: Path, settings: dict[str, Any], units: list[Unit], overwrite: bool) -> list[dict[str, Any]]:
-    """The responses in whole batches that `path` holds; behind them it is cut. A new file gets its first line."""
+    """The responses of the complete batches in `path`; the rest of it is cut off. A new file gets its first line."""
     try:
         lines = [] if overwrite or not path.exists() else path.read_bytes().splitlines(keepends=True)
         if lines and not lines[-1].endswith(b"\n"):
@@ -141,7 +141,7 @@ def begin(path: Path, settings: dict[str, Any], units: list[Unit], overwrite: bo
         with path.open("r+b") as file:
             file.truncate(sum(map(len, lines[: 1 + len(records)])))
     except OSError as error:
-        fail(f"{path}: responses cannot be kept there ({error.strerror}); choose another --out")
+        fail(f"{path}: responses cannot be saved there ({error.strerror}); choose another --out")
     return records
 
 
@@ -150,7 +150,7 @@ def compare(path: Path, line: bytes, settings: dict[str, Any]) -> None:
     try:
         old = dict(json.loads(line)["settings"])
     except (ValueError, KeyError, TypeError):
-        fail(f"{path} is no file of responses: choose another --out, or --overwrite it")
+        fail(f"{path} is not a file of responses: choose another --out, or give --overwrite")
     for name in dict.fromkeys([*settings, *old]):
         if old.get(name) != settings.get(name):
             fail(
@@ -168,7 +168,7 @@ def read(path: Path, number: int, line: bytes, units: list[Unit]) -> dict[str, A
             return record
     except (ValueError, KeyError, TypeError, IndexError):
         pass
-    fail(f"{path} is damaged on line {number + 2}: choose another --out, or --overwrite it")
+    fail(f"{path} is damaged on line {number + 2}: choose another --out, or give --overwrite")
 
 
 def append(path: Path, records: list[dict[str, Any]]) -> None:
@@ -177,11 +177,11 @@ def append(path: Path, records: list[dict[str, Any]]) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(record) + "\n" for record in records))
     except OSError as error:
-        fail(f"{path}: {error.strerror}; what is there is kept, and the same command goes on after it")
+        fail(f"{path}: {error.strerror}; make room: the same command keeps what is written and goes on after it")
 
 
 def hash_problems(problems: list[Problem]) -> str:
-    """Tells lists of problems apart: how many, and a hash of their texts and answers.
+    """A text that differs between lists of problems: their number, and a hash of their questions and answers.
 
     >>> hash_problems([Problem("1+1", "2", "", "all")])
     '1 with hash 3b8aee8d97'
@@ -191,7 +191,7 @@ def hash_problems(problems: list[Problem]) -> str:
 
 
 def hash_weights(policy: Policy) -> str:
-    """Tells models apart, also two checkpoints of a run: of every tensor its name, shape and first 4,096 values."""
+    """A hash that differs between models, and between checkpoints: of all names, shapes and first 4,096 values."""
     digest = hashlib.sha256()
     for name, weight in policy.model.state_dict().items():
         digest.update(f"{name} {tuple(weight.shape)}".encode())

@@ -1,15 +1,15 @@
 """The run folder: what train.py writes, where it may write, and how a run goes on after it was stopped.
 
     config.json      all flags, the recipe they make, versions
-    metrics.csv      a row a step
-    rollouts.jsonl   a line a group: question, responses, tokens, log-probs, R, S, A, keep, is_anchor
+    metrics.csv      a row per step
+    rollouts.jsonl   a line per group: question, responses, tokens, log-probs, R, S, A, keep, is_anchor
     nonfinite.jsonl  the groups of steps with a gradient that was not finite, to look into; only if there are any
     judge.jsonl      a judge's scores by content, so that nothing is paid for twice; only with --scorer judge
     checkpoint/      the latest: model/ (loads with from_pretrained), trainer.pt (optimiser, step, random states) and
-                     config.json, whose run it is; earlier ones as checkpoint-STEP/, with --keep
+                     config.json, which says of which run; with --keep, earlier ones are in checkpoint-STEP/
 
-On resume, metrics.csv and rollouts.jsonl are cut back to the checkpoint's step: nothing is missing, and nothing is
-there twice.
+On resume, metrics.csv, rollouts.jsonl and nonfinite.jsonl are cut back to the checkpoint's step, so that nothing is
+missing or there twice.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BOARDS = ("tensorboard", "wandb")
 MACHINE = ("rollout_seconds", "train_seconds", "judge_seconds", "memory_mb", "open_files", "threads")
 
 
-# flags that a resumed run may change: they change neither weights nor figures
+# flags that may change on --resume: they change neither weights nor figures
 FREE = {"out", "steps", "resume", "overwrite", "preset", "keep", "save_every", "log_rollouts_every"}
 FREE |= {"show_every", "report", "record_changes"}
 FREE |= {"judge_url", "judge_concurrency", "judge_cache", "judge_timeout", "judge_tokens", "judge_json"}
@@ -51,10 +51,10 @@ FREE |= {"judge_url", "judge_concurrency", "judge_cache", "judge_timeout", "judg
 
 @contextmanager
 def claim(out: Path, resume: bool, overwrite: bool) -> Iterator[Path | None]:
-    """The folder is ours within it; gives the checkpoint to go on from, None for a new run.
+    """Keeps the run folder for this process; gives the checkpoint to go on from, or None for a new run.
 
-    Creates the folder and keeps other processes out; ends the program with one line where that cannot be. Removes
-    nothing: that is for `clear`, once every other flag has been checked.
+    Creates and locks the folder. Ends the program with one line if it cannot, or if a run is there and no flag says
+    what to do with it. Removes nothing: `clear` does that, once every other flag has been checked.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def claim(out: Path, resume: bool, overwrite: bool) -> Iterator[Path | None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            fail(f"--out {out}: another process is just writing this run; wait for it, or end it")
+            fail(f"--out {out}: another process is writing this run; wait for it, or stop it")
     try:
         holds_run = any((out / name).exists() for name in (*FILES, *FOLDERS))
         if holds_run and not resume and not overwrite:
@@ -78,7 +78,7 @@ def claim(out: Path, resume: bool, overwrite: bool) -> Iterator[Path | None]:
 
 
 def write_config(out: Path, about: dict[str, Any]) -> None:
-    """config.json: the settings, and the versions that a run is computed with."""
+    """Writes config.json: `about`, which holds the settings, and the versions of Python, torch and transformers."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {"transformers": transformers.__version__, "threads": torch.get_num_threads()}
     with aside(out / "config.json") as file:
@@ -86,7 +86,7 @@ def write_config(out: Path, about: dict[str, Any]) -> None:
 
 
 def clear(out: Path) -> None:
-    """Removes a former run's files from `out`, and nothing else that may be there."""
+    """Removes an earlier run's files from `out`, and nothing else that may be there."""
     for name in FILES:
         (out / name).unlink(missing_ok=True)
     for name in (*FOLDERS, *BOARDS):
@@ -96,15 +96,15 @@ def clear(out: Path) -> None:
 
 
 def changed(folder: Path, about: dict[str, Any]) -> list[str]:
-    """What differs from the config.json of a run or checkpoint, FREE apart: `--lr was 0.0001, is 0.001`.
+    """What differs from the config.json of a run or checkpoint, without FREE: `--lr was 0.0001, is 0.001`.
 
-    A flag that is not in the file, as it is younger, had its default.
+    A flag that the file does not have, because the file is older, counts as having had its default.
     """
     path = folder / "config.json"
     try:
         before = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):
-        fail(f"{path} cannot be read, or holds no settings: without it nobody can tell whether this is the same run")
+        fail(f"{path} cannot be read, or holds no settings: --resume needs it; restore it, or give --overwrite")
     flags = {setting.name: setting.default for setting in fields(Config)}
     now = {name: json.loads(json.dumps(value)) for name, value in about.items() if name not in FREE}
     return [
@@ -115,9 +115,9 @@ def changed(folder: Path, about: dict[str, Any]) -> list[str]:
 
 
 def cut_back(out: Path, step: int) -> None:
-    """Drops the lines of metrics.csv and rollouts.jsonl for steps after `step`, half-written last ones included.
+    """Drops what is after `step` from metrics.csv, rollouts.jsonl and nonfinite.jsonl, with half-written last lines.
 
-    Of the folders that a kill has left beside `checkpoint` none is needed any more.
+    Removes the folders that a kill may have left next to `checkpoint`: none is needed any more.
     """
     for name in FOLDERS[1:]:
         shutil.rmtree(out / name, ignore_errors=True)
@@ -134,7 +134,7 @@ def cut_back(out: Path, step: int) -> None:
 
 
 def _keep_lines(path: Path, step: int, step_of: Callable[[str], int], header: bool) -> None:
-    """A last line without an end is one that a kill has cut. Any other that cannot be read ends the program."""
+    """A last line without a line end was cut by a kill and is dropped. Any other bad line ends the program."""
     steps: list[int] = []
     if not path.exists() and not (header and step):
         return
@@ -152,26 +152,26 @@ def _keep_lines(path: Path, step: int, step_of: Callable[[str], int], header: bo
             if steps != (list(range(1, step + 1)) if header else sorted(steps)):
                 raise ValueError
     except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
-        fail(f"{path} is damaged behind line {len(steps) + header}, or lacks a step: --overwrite begins the run again")
+        fail(f"{path} is damaged after line {len(steps) + header}, or lacks a step: --overwrite begins the run again")
 
 
 def usage() -> dict[str, float]:
-    """What the process takes up now, for metrics.csv: a run may go on for days, and none of these may grow."""
+    """The process's memory, open files and threads, for metrics.csv: in a run of days, none of these may grow."""
     process = Path("/proc/self")
     if not process.exists():  # not on Linux
         return {}
     pages = int((process / "statm").read_text().split()[1])  # in memory, not in swap
     return {
         "memory_mb": pages * os.sysconf("SC_PAGE_SIZE") / 1e6,
-        "open_files": sum(1 for _ in (process / "fd").iterdir()) - 1,  # this look at them opens one itself
+        "open_files": sum(1 for _ in (process / "fd").iterdir()) - 1,  # counting them opens one
         "threads": sum(1 for _ in (process / "task").iterdir()),
     }
 
 
 def append_metrics(out: Path, row: dict[str, Any]) -> None:
-    """Adds a step to metrics.csv, and what the process takes up; None becomes an empty cell.
+    """Adds a step's row, and `usage`, to metrics.csv; None becomes an empty cell.
 
-    A run that goes on with other figures (another version's) gets further columns.
+    If a resumed run has new figures (a newer version's), the file gets further columns.
     """
     path, row = out / "metrics.csv", row | usage()
     with path.open("a+", newline="", encoding="utf-8") as file:
@@ -191,7 +191,7 @@ def append_metrics(out: Path, row: dict[str, Any]) -> None:
 
 
 def append_rollouts(out: Path, records: Iterable[dict[str, Any]], name: str = "rollouts.jsonl") -> None:
-    """Adds a step's groups to rollouts.jsonl, a line each; a number that is not one becomes null."""
+    """Adds a step's groups to rollouts.jsonl, a line each. Raises ValueError for NaN, which `records` replaces."""
     with (out / name).open("a", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(record, allow_nan=False) + "\n")

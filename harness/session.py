@@ -1,11 +1,11 @@
-"""What is around the training loop: the run folder, signals, checkpoints, progress, and errors in one line.
+"""Everything around the training loop: the run folder, signals, checkpoints, progress, one-line errors.
 
-    with Session(config) as session:            the folder is ours; another process is kept out
-        for step in session.steps(run, task):   from the checkpoint's step on, until --steps or until somebody stops it
+    with Session(config) as session:            the folder is locked: other processes are kept out
+        for step in session.steps(run, task):   from the checkpoint's step on, until --steps or a signal
             ...
             session.record(groups, figures)     metrics.csv, rollouts.jsonl, the screen, a checkpoint when it is due
 
-An error that a user can do something about leaves the `with` as one line that says what, and how to go on.
+An error that a user can do something about ends the program with one line: what is wrong, and how to go on.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ class Session:
         return self
 
     def refuse_another_run(self, about: dict[str, Any]) -> None:
-        """Going on means the same run: ends the program if its folder or its checkpoint is of another one."""
+        """Ends the program if the settings are not those of the run folder or of the checkpoint to go on from."""
         for folder in (self.out, self.checkpoint) if self.checkpoint else ():
             if differ := runfolder.changed(folder, about):
                 fail(
-                    f"--resume: this would be another run than that of {folder}: {'; '.join(differ)}. Take the same "
+                    f"--resume: these settings differ from those in {folder}: {'; '.join(differ)}. Use the same "
                     f"flags and data, or start a new run from this one's weights: --init-from {self.out}"
                 )
 
     def steps(self, run: Any, task: Task) -> Iterator[int]:
-        """The numbers of the steps that `run`, a train.Run, has to take, from 0; begins the folder, shows progress."""
+        """Begins the folder, then yields the number (from 0) of each step that is left of `run`, a train.Run."""
         config = self.config
         self.run, self.task = run, task
         self.begin_folder()
@@ -74,13 +74,13 @@ class Session:
             yield step
 
     def on_signal(self, number: int, _frame: Any) -> None:
-        """Lets the step finish, then a checkpoint is written; asked a second time, it ends at once."""
+        """Lets the step finish and a checkpoint be written. A second signal ends the program at once."""
         if self.stop:
             sys.exit(128 + number)
         self.stop.append(number)
 
     def begin_folder(self) -> None:
-        """Cuts a run that goes on back to its checkpoint; of a new one, writes config.json. No key is in it."""
+        """Cuts a resumed run back to its checkpoint; for a new run, writes config.json, which holds no API key."""
         config, run, task = self.config, self.run, self.task
         about = asdict(config) | {"recipe": asdict(run.recipe), "experiment": run.experiment}
         about |= {"anchors": task.fates, "problems": len(task.problems), "content": task.identity}
@@ -95,7 +95,7 @@ class Session:
         runfolder.write_config(self.out, about)
 
     def record(self, groups: Groups, figures: dict[str, Any]) -> None:
-        """A step is done: files, screen, checkpoint. Ends the program if a signal has asked for it."""
+        """After a step: files, screen, a checkpoint if it is due. Ends the program if a signal has asked for that."""
         run, config = self.run, self.config
         run.step += 1
         seconds = {"rollout_seconds": time.perf_counter() - self.began - figures["train_seconds"]}
@@ -123,7 +123,7 @@ class Session:
 
     @torch.no_grad()
     def change(self, groups: Groups) -> torch.Tensor:
-        """What the step did to the log-prob of each token, (N, T), in nats. NaN on anchors' rows that were masked."""
+        """How the step changed the log-prob of each token, (N, T), in nats. NaN on anchors that it did not use."""
         run, rollouts = self.run, groups.rollouts
         everything, after = torch.arange(len(rollouts.texts)), torch.zeros_like(rollouts.logp)
         for index in run.path.micro_batches(rollouts, everything, self.config.micro_batch_tokens):
@@ -132,7 +132,7 @@ class Session:
         return after - rollouts.logp
 
     def look_into(self, groups: Groups) -> None:
-        """A gradient was not finite: the groups are saved, and after MOST_NOT_FINITE updates in a row the run ends."""
+        """Saves the groups if a gradient was not finite. MOST_NOT_FINITE such updates in a row end the run."""
         self.bar.write(f"step {self.run.step}: an update was skipped, its gradient was not finite")
         runfolder.append_rollouts(self.out, records(groups, self.run.step), "nonfinite.jsonl")
         self.bar.write("its groups are in nonfinite.jsonl")
@@ -147,11 +147,11 @@ class Session:
         checkpoint.save_checkpoint(self.out, run.policy, run.optimizer, trainer, self.config.keep)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Errors that a user can do something about become one line; others go on their way."""
+        """Turns errors that a user can do something about into one line; others are raised as they are."""
         told = ""
         try:
             if isinstance(error, JudgeDown) and hasattr(self, "before"):
-                checkpoint.set_random_state(self.before)  # on resume the step is taken again, as it would have been
+                checkpoint.set_random_state(self.before)  # on resume, the step is taken again in the same way
                 self.save()
             if isinstance(error, JudgeDown | FloatingPointError):
                 told = f"{error}. {self.how_to_go_on(again=isinstance(error, JudgeDown))}"
@@ -163,7 +163,7 @@ class Session:
             fail(told)
 
     def how_to_go_on(self, again: bool = True) -> str:
-        """`again`: the same step may succeed the next time. Called while the folder is still ours."""
+        """How to go on, as a sentence. `again`: the step may succeed next time. The folder must still be locked."""
         folder = checkpoint.find_checkpoint(self.out)
         if folder is None:
             return "There is no checkpoint yet"

@@ -1,26 +1,26 @@
-"""What a training step takes, memory and time, computed from a model's shape by the formula below.
+"""The memory and time of a training step, computed from a model's shape by the formulas below.
 
-W weights, of which U are trained: all, or LoRA's on a frozen base of 2 bytes a weight; a bytes an activation, 4 in
-fp32, 2 in bf16; N rows of P + T tokens; micro-batches of M tokens; L layers of width d, of which an MLP has f and keys
-and values k each.
+The model has W weights, of which U are trained: all, or LoRA's on a frozen base of 2 bytes a weight. It has L layers of
+width d; their MLP has width f, keys and values k each. An activation takes a bytes: 4 in fp32, 2 in bf16. B prompts
+have N responses: rows of P + T tokens, in micro-batches of M tokens.
 
-    weights      4 U, and 2 W where the base is frozen; on a GPU 2 U more, what autocast rounds them to
+    weights      4 U, and 2 W if the base is frozen; on a GPU 2 U more, for autocast's bf16 copy
     training     12 U             fp32 gradients and Adam's two moments
-    activations  a M (10 d + 2 k + 5 f) L, kept for the backward pass; with gradient checkpointing a M d L, and the
-                 first for one layer
+    activations  a M (10 d + 2 k + 5 f) L, kept for the backward pass; with gradient checkpointing a M d L, plus one
+                 layer in full
     prompts      2 a k L (P + T) M / T, the keys and values of the rows of a micro-batch
-    logits       4 * 4 * 2^26     logits, log-probs and gradients of both, in fp32, of fast/learning.py; or of M
-                                  tokens, where these have fewer
+    logits       4 * 4 * 2^26     fp32 logits, log-probs and the gradients of both, for a part of the micro-batch
+                                  (LOGITS_AT_ONCE of fast/learning.py); for all M tokens, if that is less
     cache        2 a k L N (P + T) while sampling; not at the same time as activations, prompts and logits
     rest         0.6 GB           the program and its libraries
 
-    learner      2 F (1 + b) (B P + N T) / rate of operations; F = W without embeddings looked up, b = 2 where weights
-                 have gradients, 1 with LoRA; 2 F more for the second forward pass of checkpointing
-    sampling     prompts, 2 F B P / rate; then T tokens, each `a_layer` L, which many small kernels take, and the longer
+    learner      2 F (1 + b) (B P + N T) / rate of operations; F is W without the embeddings looked up; b is 2 if all
+                 weights have gradients, 1 with LoRA; checkpointing adds 1, its second forward pass
+    sampling     the prompts: 2 F B P / rate; then T tokens, each `a_layer` L for many small kernels, plus the longer
                  of 2 F N / rate and (the base's bytes and half of the cache) / bandwidth
 
-It leaves out attention's own products, what an allocator holds back, and the second copy of the weights with which a
-large model samples on a CPU (fast/packed.py). `python -m analysis.bench.sizes` holds it against measurements.
+Left out: attention's own products, memory that an allocator holds back, and the second copy of the weights with which a
+large model samples on a CPU (fast/packed.py). `python -m analysis.bench.sizes` compares this with measurements.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Shape:
     heads: int
     kv_heads: int
     mlp: int
-    tied: bool  # one matrix embeds tokens and makes logits
+    tied: bool  # one matrix both embeds tokens and makes logits
     bias: bool = False  # of queries, keys and values
 
     @property
@@ -73,9 +73,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Machine:
-    flop: float  # a second that large products reach
+    flop: float  # operations a second, as large products reach
     bandwidth: float  # bytes a second
-    a_layer: float  # seconds that small kernels take in a layer of a decoding step
+    a_layer: float  # seconds for the small kernels of one layer in a decoding step
     activation_bytes: int
 
 
@@ -90,21 +90,21 @@ class Setting:
     checkpointing: bool = False
 
 
-# One number each for all models, from what the lines below took on an H200 (MEASURED): 27 % of 989e12 bf16 operations a
-# second on paper, half of the bytes a second that summing an array reaches, and the smallest model's time a layer.
-SMALL, LARGE = 10**7, 10**12  # weights: of fewer nobody needs a forecast, and more are no model
+# One set of numbers for all models, from steps on an H200 (MEASURED in analysis/bench/sizes.py): 27 % of 989e12 bf16
+# operations a second on paper, half of the bandwidth when summing an array, and the smallest model's time a layer.
+SMALL, LARGE = 10**7, 10**12  # weights: a model with fewer needs no forecast, and none has more
 GPU = Machine(0.27 * 989e12, 2e12, 0.0002, 2)
 
 
 def memory(shape: Shape, s: Setting, activation_bytes: int) -> dict[str, float]:
-    """Bytes by part, of the formula above."""
+    """Bytes by part, from the formulas above."""
     a, trained = activation_bytes, shape.lora(s.lora_rank) if s.lora_rank else shape.weights
     frozen = 2 * shape.weights if s.lora_rank else 0
-    kept = 10 * shape.width + 2 * shape.kv_width + 5 * shape.mlp  # numbers a token and layer
+    kept = 10 * shape.width + 2 * shape.kv_width + 5 * shape.mlp  # numbers per token and layer
     layers = (shape.width * shape.layers + kept) if s.checkpointing else kept * shape.layers
-    keys = 2 * a * shape.kv_width * shape.layers * (s.prompt_tokens + s.new_tokens)  # bytes a row
+    keys = 2 * a * shape.kv_width * shape.layers * (s.prompt_tokens + s.new_tokens)  # bytes per row
     return {
-        "weights": frozen + (4 if a == 4 else 4 + a) * trained,  # not fp32: autocast's copy
+        "weights": frozen + (4 if a == 4 else 4 + a) * trained,  # not fp32: also autocast's copy
         "training": 12 * trained,
         "activations": a * s.micro_batch_tokens * layers,
         "prompts": keys * s.micro_batch_tokens / s.new_tokens,
@@ -115,13 +115,13 @@ def memory(shape: Shape, s: Setting, activation_bytes: int) -> dict[str, float]:
 
 
 def peak(parts: dict[str, float]) -> float:
-    """Sampling and learning do not need their memory at the same time."""
+    """The most bytes in use at once: sampling and learning do not need their memory at the same time."""
     learner = parts["activations"] + parts["prompts"] + parts["logits"]
     return parts["weights"] + parts["training"] + parts["rest"] + max(learner, parts["cache"])
 
 
 def seconds(shape: Shape, s: Setting, machine: Machine) -> dict[str, float]:
-    """Of sampling and of the learner, all rows with signal and of full length."""
+    """Seconds of sampling and of the learner, if all rows have signal and full length."""
     F, rows = shape.linear + shape.vocabulary * shape.width, s.prompts * s.group_size
     tokens = s.prompts * s.prompt_tokens + rows * s.new_tokens
     passes = 1 + (1 if s.lora_rank else 2) + s.checkpointing
@@ -137,7 +137,7 @@ def seconds(shape: Shape, s: Setting, machine: Machine) -> dict[str, float]:
 
 
 def shape_of(described: Any) -> Shape | None:
-    """The shape that a model's config.json describes; None if its sizes have other names there."""
+    """The shape that a model's config.json describes; None if it names its sizes differently."""
     text = described.get_text_config()
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     found = [getattr(text, name, None) for name in names]
@@ -149,7 +149,7 @@ def shape_of(described: Any) -> Shape | None:
 
 
 def this_cpu() -> Machine:
-    """Half of the rate that one large product reaches, measured in a moment; the rest as two cores ordinarily have."""
+    """This CPU: half of the rate that a large product reaches now; typical bandwidth and `a_layer` of two cores."""
     a, took = torch.rand(1024, 1024), []
     for _ in range(5):
         begin = time.perf_counter()
@@ -159,15 +159,15 @@ def this_cpu() -> Machine:
 
 
 def forecast(config: Config, name: str, prompt_tokens: int) -> str:
-    """A line about a run of the model `name`: what it will take, before its weights are loaded.
+    """One line on the memory and time that a run of the model `name` takes, before its weights are loaded.
 
-    "" of a model whose shape is not known or not true, or so small that there is nothing to say.
+    "" if the model's shape is unknown or impossible, or the model is so small that there is nothing to say.
 
-    Prompts of `prompt_tokens` tokens, and responses of full length, all with a signal: a step seldom takes as long.
+    Assumes prompts of `prompt_tokens` tokens and full-length responses, all with signal: most steps take less time.
     """
     try:
         shape = shape_of(AutoConfig.from_pretrained(name, trust_remote_code=config.trust_remote_code))
-    except Exception:  # an adapter, or nothing that can be loaded: who loads it says so
+    except Exception:  # an adapter, or no model: the line about that comes when it is loaded
         return ""
     if shape is None or not SMALL <= shape.weights <= LARGE:
         return ""

@@ -1,4 +1,4 @@
-"""A model tried out before work begins: does it say in a padded batch what it says of a row alone?"""
+"""Tries out a model before work begins: does it predict the same in a padded batch as for each row alone?"""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from policy import Policy, pad_left, positions_of
 def try_out(policy: Policy) -> None:
     """Ends the program with one line if this model cannot be sampled from or trained here."""
     if trouble := trouble_of(policy):
-        fail(f"{policy.model.name_or_path}: {trouble}")
+        fail(f"{policy.model.name_or_path} cannot be used: {trouble}. Choose another model, unless you can fix it")
 
 
 @torch.no_grad()
 def trouble_of(policy: Policy) -> str:
-    """What keeps this model from being trained here, or "": in a padded batch it must predict what it does for a row.
+    """Why this model cannot be trained here, or "" if it can: a padded batch must not change what it predicts.
 
-    This is tried out with two rows of a few tokens: the logits of `generate` and of a pass over both are compared with
-    those of a pass over each row by itself. Some models see padding, or count positions from another number.
+    This is tried out with two rows of a few tokens: the logits of `generate`, and of a pass over both rows, are
+    compared with those of a pass over each row alone. Some models attend to padding, or do not count positions from 0.
     """
     if not policy.end_ids:
         return "no token ends a response: give the tokenizer an eos_token"
@@ -37,7 +37,7 @@ def trouble_of(policy: Policy) -> str:
         alone = torch.cat([policy.model(input_ids=row[None], use_cache=False).logits[:, -4:-1] for row in rows])
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever such models raise
+    except Exception as error:  # models raise whatever they like
         return f"this model cannot generate text from text alone: {first_line(error)}"
     off = 0.01 if policy.model.dtype == torch.float32 else 0.2  # bf16 weights round
     for found in (torch.stack(out.logits, dim=1), padded):

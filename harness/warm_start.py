@@ -1,16 +1,15 @@
 """The warm start: the small policy that a run begins with when --model names no other.
 
-There is no pre-trained model to download, so this trains one: a decoder of about 0.7 M parameters (an ordinary
-LlamaForCausalLM, so that nothing downstream knows the difference) over characters. SFT teaches it the built-in task on
-a mixture of worked and bare answers, stops while it is still often wrong, and keeps the result in a cache folder. That
-is where every method begins. The method `sft` of train.py is something else: SFT on the demonstrations that goes on
-from here.
+There is no pre-trained model to download, so this trains one: a decoder over characters with about 0.7 M parameters, an
+ordinary LlamaForCausalLM to the rest of the code. SFT teaches it the built-in task with a mixture of worked and bare
+answers, and stops while it is still often wrong. The result is kept in a cache folder; every method begins there. The
+method `sft` of train.py is something else: it goes on from here, with SFT on the demonstrations.
 
-Those of seed 0 in the worlds of SHIPPED_WORLDS come with the project, as bf16 weights in harness/starts, so that all
-machines begin from the same numbers and nobody waits. Others are trained when they are first needed.
+The warm starts of seed 0 in the worlds of SHIPPED_WORLDS come with the project, as bf16 weights in harness/starts: so
+all machines begin from the same numbers, and nobody waits. Others are trained when they are first needed.
 
     python -m harness.warm_start --world guess --seed 1    trains one, and says where it is
-    python -m harness.warm_start --ship                    trains those of harness/starts again
+    python -m harness.warm_start --ship                    trains the ones in harness/starts again
 """
 
 from __future__ import annotations
@@ -59,13 +58,13 @@ class WarmStart:
     layers: int = 4
     heads: int = 4
     mlp: int = 288
-    ood_share: float = 0.16  # of the chains: seen a little
-    direct_share: float = 0.5  # of the answers, the rest is worked: length is the policy's choice
+    ood_share: float = 0.16  # share of the problems: out of distribution, seen a little
+    direct_share: float = 0.5  # share of the answers: bare; the others are worked, so length is the policy's choice
     level_weights: tuple[float, ...] = (2, 2, 2, 1.5, 0.5)  # easy levels more often, so that hard ones stay hard
 
 
 def of_world(name: str, seed: int = 0) -> WarmStart:
-    """The settings with which this world of tasks.WORLDS begins."""
+    """The settings of the warm start of this world of tasks.WORLDS."""
     return WarmStart(world=name, seed=seed, **tasks.WORLDS[name].start)
 
 
@@ -105,9 +104,9 @@ def build_model(settings: WarmStart, tokenizer: PreTrainedTokenizerBase) -> PreT
 def demonstration_backward(policy: Policy, pairs: list[tuple[str, str]], rows_at_once: int = 16) -> float:
     """Adds the gradient of SFT's loss, and returns the loss: the mean negative log-likelihood of the responses' tokens.
 
-    `pairs` are (question, response). End tokens count, prompts do not, and every token weighs the same, whatever part
-    of the batch it is in. The parts are of rows of like length, as padding costs what tokens cost: 40 % less time than
-    in one piece. Padding goes to the right, as nothing is generated from these rows.
+    `pairs` are (question, response). End tokens count, prompts do not, and every token has the same weight. Rows run
+    `rows_at_once`, sorted by length: padding costs as much as tokens do, so this takes 40 % less time than all at once.
+    Padding is on the right, because nothing is generated from these rows.
     """
     rows = [(policy.encode_prompt(question), policy.encode_response(response)) for question, response in pairs]
     rows.sort(key=lambda row: len(row[0]) + len(row[1]))
@@ -154,7 +153,7 @@ def train_warm_start(settings: WarmStart) -> Policy:
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=settings.lr, betas=(0.9, 0.99))
     decay_from = 0.7 * settings.steps
 
-    def rate(step: int) -> float:  # 50 steps up, then flat, then down to nothing over the last 30 %
+    def rate(step: int) -> float:  # 50 steps up, then flat, then down to 0 over the last 30 %
         return min((step + 1) / 50, 1.0, (settings.steps - step) / (settings.steps - decay_from))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
@@ -181,7 +180,7 @@ def warm_start_folder(settings: WarmStart, cache: Path = CACHE) -> Path:
 
 
 def shipped_file(settings: WarmStart) -> Path:
-    """Where the weights of this warm start come with the project, if they do."""
+    """Where this warm start's weights are, if they come with the project."""
     return SHIPPED / f"{settings.world}-{warm_start_folder(settings).name}.safetensors"
 
 
@@ -196,7 +195,7 @@ def shipped(settings: WarmStart) -> Policy | None:
 
 
 def ship(settings: WarmStart) -> Path:
-    """Trains the warm start and writes its weights in bf16: half of the size, and hardly another policy."""
+    """Trains the warm start and writes its weights in bf16: half the size, and almost the same policy."""
     SHIPPED.mkdir(exist_ok=True)
     weights = train_warm_start(settings).model.state_dict()
     save_file({name: x.bfloat16().contiguous() for name, x in weights.items()}, shipped_file(settings))
@@ -204,9 +203,9 @@ def ship(settings: WarmStart) -> Path:
 
 
 def warm_start(settings: WarmStart | None = None, cache: Path = CACHE) -> str:
-    """The folder of the warm start: if it is not in the cache yet, what comes with the project, or trained now.
+    """The warm start's folder in the cache. If it is not there yet, the shipped weights go there, or it is trained now.
 
-    Written aside and renamed, so that a killed run leaves no half model, and two runs at once do no harm.
+    It is written under another name and renamed, so a kill leaves no half model, and two runs at once do no harm.
     """
     settings = settings or WarmStart()
     folder = warm_start_folder(settings, cache)
@@ -223,13 +222,13 @@ def warm_start(settings: WarmStart | None = None, cache: Path = CACHE) -> str:
         try:
             made.rename(folder)
         except OSError:
-            if not folder.exists():  # another run has been faster otherwise
+            if not folder.exists():  # it exists if another run was faster
                 raise
     return str(folder)
 
 
 def find_start(name: str | None, world: str = "plain") -> str:
-    """The model folder or hub id of a --model flag: None and "warm_start" are the world's, trained if need be."""
+    """The model folder or hub id of a --model flag: None and "warm_start" mean the world's, trained if need be."""
     return warm_start(of_world(world)) if name in (None, "warm_start") else resolve_model(name)
 
 
@@ -240,9 +239,9 @@ def find_tokenizer(name: str | None, trust: bool = False) -> PreTrainedTokenizer
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m harness.warm_start", description=__doc__)
-    parser.add_argument("--world", default="plain", choices=list(tasks.WORLDS), help="of tasks.WORLDS")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="initial weights, and what is seen when")
-    parser.add_argument("--ship", action="store_true", help=f"those of seed 0: {', '.join(SHIPPED_WORLDS)}")
+    parser.add_argument("--world", default="plain", choices=list(tasks.WORLDS), help="the world of tasks.WORLDS")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="for initial weights and training data")
+    parser.add_argument("--ship", action="store_true", help=f"train seed 0 of {', '.join(SHIPPED_WORLDS)} again")
     args = parser.parse_args(argv)
     for world in SHIPPED_WORLDS if args.ship else ():
         print(f"written: {ship(of_world(world))}")

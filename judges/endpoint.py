@@ -1,10 +1,10 @@
 """An OpenAI-compatible endpoint: where it is, how it wants to be asked, and one request to it.
 
 Endpoints differ. Newer models refuse `max_tokens`, or any temperature but their own; servers refuse `response_format`,
-or want a schema in it; models that think first need room for that. `settle` finds out by small requests at the start.
+or require a schema in it; models that think first need more tokens. `settle` finds out by small requests at the start.
 
 Whatever the other side does, a request ends: after Endpoint.timeout, or after LARGEST bytes. Redirects are not
-followed: they would carry question and response to somebody else. The API key is read from the environment
+followed: they would send question and response to another server. The API key is read from the environment
 (OPENAI_API_KEY) and never appears in a message, a file or a record.
 """
 
@@ -26,10 +26,10 @@ from harness.console import fail, need
 from judges.prompt import FIELDS, JudgeDown, prompt, read_score
 from scoring import EXAMPLE_PROBLEM
 
-LONGEST_WAIT = 60.0  # seconds before a request is repeated, whatever Retry-After says
+LONGEST_WAIT = 60.0  # seconds before a request is repeated, even if Retry-After asks for more
 LARGEST = 2**20  # bytes of a reply, unpacked; the object takes about 60, and 8,192 tokens of thinking about 40,000
 SHORT, LONG = 256, 8192  # tokens of a reply: the object takes about 30; LONG is for models that think first
-TRANSIENT = (408, 409, 425, 429)  # and 5xx: such a status may be gone when the request is repeated
+TRANSIENT = (408, 409, 425, 429)  # HTTP statuses, with all 5xx, that may be gone when the request is repeated
 FATAL = (401, 404)  # wrong key, wrong path or model: every other request would fail as well
 
 SCHEMA = {"type": "object", "properties": {name: {"type": "number"} for name in FIELDS}}
@@ -50,10 +50,10 @@ class Endpoint:
     cache: Path | None = None  # JSONL of scores by content; runs may share it
     concurrency: int = 16  # requests at a time
     retries: int = 5  # further attempts at a request that failed for a reason that may pass
-    backoff: float = 1.0  # seconds before the first of them; it doubles, plus up to half by chance
+    backoff: float = 1.0  # seconds before the first of them; then doubled each time; plus up to half at random
     timeout: float = 120.0  # seconds for a request and its whole reply
-    # JudgeDown after so many failed requests with no good one among them: over as many batches as it takes, each
-    # request with all its retries. In a batch with a good answer, failures are the requests' own fault.
+    # JudgeDown after this many failed requests (each with all its retries) without a score between them, over any
+    # number of batches. In a batch with a score, failures are the requests' own fault.
     give_up_after: int = 20
     json_mode: str = "auto"  # one of JSON_MODES; auto: the first that works
     reply_tokens: int | None = None  # longest reply; None: SHORT, or LONG for a model that thinks first
@@ -68,8 +68,8 @@ class Answer:
     error: str = ""  # why there is no score; never holds the key
     transient: bool = False  # the error may be gone when the request is repeated
     fatal: bool = False  # every other request would fail as well
-    refused: bool = False  # the server does not want such a request
-    replied: bool = False  # the model has said something, be it a score or not
+    refused: bool = False  # the server rejects this form of request
+    replied: bool = False  # the model said something, a score or not
     thinks: bool = False  # the model thinks before it answers
     wait: float = 0.0  # seconds that the endpoint asks us to wait (Retry-After)
     calls: int = 0
@@ -77,23 +77,23 @@ class Answer:
 
 
 def connect(endpoint: Endpoint) -> Any:
-    """The openai client. A server of one's own needs no key: it gets a dummy. Ends the program if it cannot work."""
+    """The openai client; without OPENAI_API_KEY it sends a dummy key. Ends the program if the URL or key is invalid."""
     openai = need("openai", "the HTTP judge")
     try:
         url = urlsplit(endpoint.base_url)
     except ValueError:
         url = urlsplit("")
     if url.scheme not in ("http", "https") or not url.hostname:
-        fail(f"the judge's base URL {endpoint.base_url!r} is not valid: it looks like http://localhost:8000/v1")
+        fail(f"the judge's base URL {endpoint.base_url!r} is not valid: a base URL looks like http://localhost:8000/v1")
     if url.username or url.password or url.query:
         fail("the judge's base URL holds a name, a password or a query: put the key in OPENAI_API_KEY instead")
     key = os.environ.get("OPENAI_API_KEY", "").strip() or "none-needed"
     if not (key.isascii() and key.isprintable()):
-        fail("OPENAI_API_KEY holds characters that no HTTP header takes: set it again")
+        fail("OPENAI_API_KEY holds characters that an HTTP header cannot hold: set it again")
 
     class Client(openai.DefaultAsyncHttpxClient):
         async def send(self, request: Any, *, stream: bool = False, **more: Any) -> Any:
-            """Reads a reply as a whole, within LARGEST. The trap: openai reads an error's body without a limit."""
+            """Reads a whole reply, up to LARGEST bytes. The trap: openai reads an error's body without a limit."""
             response, body = await super().send(request, stream=True, **more), b""
             try:
                 async for part in response.aiter_bytes():  # a gzip bomb is unpacked piece by piece
@@ -106,16 +106,16 @@ def connect(endpoint: Endpoint) -> Any:
             headers = [(name, value) for name, value in response.headers.raw if name.lower() not in packed]
             return type(response)(response.status_code, headers=headers, content=body, request=request)
 
-    # `request` keeps the time; without retries of its own: `ask` counts them, and also repeats a reply without a score
+    # no timeout: `request` has one. No retries: `ask` repeats and counts requests, also after a reply without a score
     http = Client(follow_redirects=False, timeout=None)
     return openai.AsyncOpenAI(base_url=endpoint.base_url, api_key=key, max_retries=0, timeout=None, http_client=http)
 
 
 async def request(client: Any, endpoint: Endpoint, text: str, form: dict[str, Any]) -> Answer:
-    """One HTTP request. Errors become text here: the exceptions hold headers, and those the key."""
+    """One HTTP request. Errors become text here, because the exceptions hold the headers, and these hold the key."""
     import openai
 
-    def words(text: str) -> str:  # the key goes before anything is cut off, or a part of it could stay
+    def words(text: str) -> str:  # the key is removed before the text is cut, or a part of it could stay
         return " ".join(text.replace(client.api_key, "***").split())[:200]
 
     hint = "" if re.search(r"/v\d", endpoint.base_url) else "; most base URLs end in /v1, this one does not"
@@ -138,7 +138,7 @@ async def request(client: Any, endpoint: Endpoint, text: str, form: dict[str, An
             transient=status in TRANSIENT or status >= 500,
             fatal=status in FATAL,
             refused=status in (400, 422),
-            wait=float(after) if after.replace(".", "", 1).isdecimal() else 0.0,  # a date: our own back-off is as good
+            wait=float(after) if after.replace(".", "", 1).isdecimal() else 0.0,  # for a date, our own back-off
         )
     except TimeoutError:
         return Answer(error=f"no whole answer within {endpoint.timeout:g} s (--judge-timeout)", transient=True)
@@ -172,7 +172,7 @@ async def ask(
     stop: asyncio.Event | None = None,
     any_reply: bool = False,
 ) -> Answer:
-    """One request with its retries, until there is a score (or `any_reply`), or `stop` is set. Never raises."""
+    """One request with its retries, until there is a score (or `any_reply`: a reply) or `stop` is set. Never raises."""
     answer, calls, tokens, stop = Answer(error="not asked"), 0, 0, stop or asyncio.Event()
     for attempt in range(endpoint.retries + 1):
         if stop.is_set():
@@ -181,7 +181,7 @@ async def ask(
         calls, tokens = calls + 1, tokens + answer.tokens
         if not answer.transient or (answer.replied and any_reply) or attempt == endpoint.retries:
             break
-        # up to half longer by chance: requests that failed together shall not come back together
+        # up to half longer at random: requests that failed together must not come back together
         wait = min(answer.wait or endpoint.backoff * 2**attempt, LONGEST_WAIT) * random.uniform(1, 1.5)
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), wait)
@@ -189,12 +189,12 @@ async def ask(
 
 
 async def settle(client: Any, endpoint: Endpoint) -> tuple[dict[str, Any], str]:
-    """How this endpoint wants to be asked: the first form of a request that gives a score, and a line that says it.
+    """How this endpoint wants to be asked: the first form of a request that gets a score, and a line that says so.
 
-    Where no form does, the first that gives a reply, and the line has a warning. Raises JudgeDown if there is none.
-    What is refused is what the server's words name, else the first of `left` that has another way.
+    If no form gets a score, the first that gets a reply, and the line has a warning. Raises JudgeDown if none does.
+    The field to change is the one that the server's refusal names, else the first in `left` that has another way.
     """
-    left = {  # by a word for it in the server's refusal, the ways that are left
+    left = {  # a word that names the field in a refusal: the ways that are left
         "response_format": list(JSON_MODES) if endpoint.json_mode == "auto" else [endpoint.json_mode],
         "temperature": [{"temperature": 0.0}, {}],
         "max_": ["max_tokens", "max_completion_tokens"],
@@ -221,7 +221,7 @@ async def settle(client: Any, endpoint: Endpoint) -> tuple[dict[str, Any], str]:
     mode, temperature, length, tokens = found
     heat = "temperature 0" if temperature else "its own temperature"
     said = f"judge {endpoint.model}: response_format {mode}, {heat}, {length} {tokens} (requests to find out: {calls})"
-    return build_form(*found), said if scored else f"{said}; it gave a sample no score: {answer.error}"
+    return build_form(*found), said if scored else f"{said}; warning: a sample got no score: {answer.error}"
 
 
 def build_form(mode: str, temperature: dict[str, float], length: str, tokens: int) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The HTTP judge: S of Eq. 7 by an OpenAI-compatible endpoint, many requests at a time, each score paid for once.
 
-A request that fails for a reason that may pass is repeated; one without a score in the end is NaN, and its group is
-masked. endpoint.py has a single request, and how an endpoint wants to be asked; prompt.py says what is asked and how a
-reply is read.
+A request that fails for a reason that may pass is repeated. If it gets no score in the end, S is NaN and its group is
+masked. endpoint.py makes a single request and finds out how an endpoint wants to be asked; prompt.py has the prompt and
+reads the reply.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from tasks import Problem
 
 
 def http_judge(endpoint: Endpoint, counters: Counters) -> Scorer:
-    """A scorer that asks `endpoint`, many at a time, each different request once; failed ones get NaN.
+    """A scorer that asks `endpoint`: many requests at a time, each different one once; failed ones get NaN.
 
-    Asks a sample first, and prints how the endpoint wants to be asked, unless Endpoint.form says it. Ends the program
+    First sends a sample and prints how the endpoint wants to be asked, unless Endpoint.form says so. Ends the program
     with one line if `endpoint` cannot work at all. The scorer raises JudgeDown as Endpoint.give_up_after says, and at
-    once if the key, the path or the model is wrong. Scores that it had by then are in the cache.
+    once if the key, the path or the model is wrong. Scores that came before that are in the cache.
     """
     client, known, in_a_row = connect(endpoint), open_cache(endpoint.cache), 0
     form = endpoint.form or find_form(client, endpoint)
@@ -42,7 +42,7 @@ def http_judge(endpoint: Endpoint, counters: Counters) -> Scorer:
         prompts = [prompt(problem, response) for problem, response in pairs]
         keys = [content_key(endpoint.model, text) for text in prompts]
         new = {key: text for key, text in zip(keys, prompts, strict=True) if key not in known}
-        stop = asyncio.Event()  # once set, nothing is sent any more and nobody waits; what is under way comes in
+        stop = asyncio.Event()  # once set, nothing more is sent and no retry waits; requests under way still finish
         places = asyncio.Semaphore(endpoint.concurrency)
 
         async def answer_to(key: str) -> tuple[str, Answer]:
@@ -61,7 +61,7 @@ def http_judge(endpoint: Endpoint, counters: Counters) -> Scorer:
                     append_cache(endpoint.cache, key, answer.score)
                 elif answer.calls:
                     in_a_row, error = in_a_row + 1, answer.error
-                    # a refusal (400) is quick, so a good answer may still be on its way: that waits for the end
+                    # a refusal (400) is quick, so a score may still be on its way: refusals count only at the end
                     enough = answer.fatal or (answer.transient and in_a_row >= endpoint.give_up_after)
                     if enough and not answered:
                         gave_up = True
@@ -110,12 +110,12 @@ def loop() -> asyncio.AbstractEventLoop:
 
 
 def content_key(model: str, text: str) -> str:
-    """What names a score in the cache: the model and the whole prompt, whoever serves it."""
+    """The key of a score in the cache: a hash of model and whole prompt, whichever server is asked."""
     return hashlib.sha256(json.dumps([model, text]).encode()).hexdigest()
 
 
 def open_cache(path: Path | None) -> dict[str, float]:
-    """The scores in a cache file by key. Invalid lines, as a kill leaves them, are skipped.
+    """The scores in a cache file by key. Invalid lines, such as a kill leaves, are skipped.
 
     Ends the program with one line if the file can be neither read nor made.
     """
@@ -142,7 +142,7 @@ def open_cache(path: Path | None) -> dict[str, float]:
 
 
 def append_cache(path: Path | None, key: str, score: float) -> None:
-    """A line for a score: in one write, so that runs which share the file do not mix their lines."""
+    """Adds a score's line in one write, so that runs that share the file do not mix their lines."""
     if path:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"key": key, "score": score}) + "\n")

@@ -1,7 +1,7 @@
 """The local judge: S of Eq. 7 by one forward pass of a causal LM.
 
-Nothing is sampled: S is the expected value over ten letters as the next token. Letters, because "10" is two tokens in
-most vocabularies, and "1" begins it. Special tokens (<|im_end|>) that a response writes out are taken apart.
+Nothing is sampled: S is the expected grade over ten letters as the next token. Letters and not numbers, because "10" is
+two tokens in most vocabularies, the first being "1". Special tokens (<|im_end|>) in a response are text.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def local_judge(
 ) -> Scorer:
     """A scorer by one forward pass of a causal LM: S = sum over the K grades of p(grade) * its number.
 
-    `grades` goes from the best, 10, to the worst, 1, in equal steps. p is the next token's probability after the
-    prompt, over the grades alone. A prompt that is longer than the model's context gets NaN. Ends the program with one
+    `grades` go from the best, 10, to the worst, 1, in equal steps. p is the probability of the next token after the
+    prompt, among the grades alone. A prompt that is longer than the model's context gets NaN. Ends the program with one
     line if `grades` are not K different tokens.
     """
     token_ids = grade_tokens(policy, grades)
@@ -58,11 +58,11 @@ def local_judge(
 
 
 def grade_tokens(policy: Policy, grades: str) -> list[list[int]]:
-    """The token ids that each of K grades may be where it is read, behind LEAD, with or without a space before it.
+    """The token ids that can stand for each of K grades after LEAD, with or without a space before the letter.
 
-    Most models write " A" there, and in some vocabularies ":A" is one token. So the grades are tokenised in their
-    place, and a form that is not exactly one token there is left out. Ends the program if a grade has no form left, or
-    shares it with another one.
+    Most models write " A" there, and in some vocabularies ":A" is one token. So each grade is tokenised together with
+    LEAD, and a form that is not exactly one token there is left out. Ends the program if a grade has no form left, or
+    shares one with another grade.
     """
     tokenizer = policy.tokenizer
     before = tokenizer.encode(LEAD, add_special_tokens=False)

@@ -1,15 +1,15 @@
-"""The question of Eq. 7 to a model, how its reply is read, and what a judge costs: what both judges share.
+"""What both judges share: the prompt of Eq. 7, how an endpoint's reply is read, and what judging costs.
 
     S = judge(q, o, o_demo) in [1, 10]: is the final answer right, is the reasoning valid, are the steps complete
 
-The paper's judge is GPT-4o. It gives neither the prompt nor the form of the answer. Here:
+The paper's judge is GPT-4o. The paper gives neither the prompt nor the form of the answer. Here:
   1. Question, demonstration and response are put between markers that carry a hash of the three: to close its own part,
      a response would have to contain its own hash. What it says in there ("score: 10") is material to grade.
   2. An endpoint replies with one JSON object, a number for each of the three questions and the score. It may think
      first (<think>...</think>) and put a code fence around the whole object. Anything else (other words, a cut-off
      object, 11, "7") is a failure: a score is never guessed.
-  3. A local judge samples nothing: S is the expected value over ten letters as the next token (local.py).
-  4. A score that could not be had is NaN, and masks its group (dagrpo.rectification_mask).
+  3. A local judge samples nothing: S is the expected grade over ten letters as the next token (local.py).
+  4. A missing score is NaN, and masks its group (dagrpo.rectification_mask).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FIELDS = ("answer", "reasoning", "steps", "score")  # of the endpoint's JSON obj
 
 
 class JudgeDown(Exception):
-    """The endpoint fails all the time: one line that says what, the last error, and what to do."""
+    """The endpoint keeps failing. Its text is one line: which judge, the last error, and what to do."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Counters:
     """What judging has cost since the last `take`; a scorer adds to it, the training loop logs it."""
 
     calls: int = 0  # requests sent, repeated ones too; of a local judge, rows that went through the model
-    cache_hits: int = 0  # pairs scored without a call of their own: from the cache, or by their twin in the batch
+    cache_hits: int = 0  # pairs scored without a call of their own: from the cache, or equal to another in the batch
     failures: int = 0  # pairs without a score: NaN
     tokens: int = 0  # prompt and completion, as the endpoint counts them; of a local judge, prompt alone
     seconds: float = 0.0
@@ -58,11 +58,11 @@ Then grade the response as a whole from 1 to 10, with about equal weight on the 
 AS_JSON = """Reply with one JSON object and nothing else, numbers from 1 to 10 in place of the dots:
 {"answer": ..., "reasoning": ..., "steps": ..., "score": ...}"""
 AS_LETTER = "Reply with the grade of the whole as one letter, from {best} (10, the best) to {worst} (1, the worst).\n"
-LEAD = "Grade:"  # the local judge's reply begins with it, else "A" and "I" are also how a sentence begins
+LEAD = "Grade:"  # the local judge's reply begins with it: otherwise "A" or "I" could begin a sentence
 
 
 def prompt(problem: Problem, response: str, reply: str = AS_JSON) -> str:
-    """Eq. 7's question: the task, q, o_demo and o between markers, and how to reply, after all text from outside."""
+    """The prompt of Eq. 7: the task, then q, o_demo and o between markers, and last how to reply (`reply`)."""
     parts = {
         "problem": problem.question,
         "reference solution": problem.demo or f"(only its final answer is known: {problem.answer})",
@@ -76,7 +76,7 @@ def prompt(problem: Problem, response: str, reply: str = AS_JSON) -> str:
 
 
 def read_score(reply: Any) -> float:
-    """S, from the endpoint's reply: one JSON object with FIELDS, all numbers from 1 to 10. Else ValueError.
+    """S from the endpoint's reply. Raises ValueError unless it is one JSON object of FIELDS, numbers from 1 to 10.
 
     >>> read_score('{"answer": 10, "reasoning": 8, "steps": 7.5, "score": 8.5}')
     8.5
@@ -98,7 +98,7 @@ def read_score(reply: Any) -> float:
 
 
 def answer_part(reply: str) -> str:
-    """The reply without its thinking and without a code fence around all the rest. ValueError if it thinks twice.
+    """The reply without its thinking and without a code fence around the rest. ValueError if it thinks twice.
 
     The opening tag may be missing: some chat templates put it into the prompt.
 

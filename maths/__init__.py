@@ -1,1 +1,1 @@
-"""Problems with real mathematics: rows of a data set, problems, answers and their verifier, benchmarks."""
+"""Real mathematics: problems from data sets, the verifier of their answers, benchmarks, puzzles."""

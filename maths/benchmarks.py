@@ -1,14 +1,14 @@
-"""The list of benchmarks: the built-in ones, and the paper's nine with where they come from and how they are asked.
+"""The list of benchmarks: the built-in ones, and the paper's nine: where they come from and how they are asked.
 
 Section 6 of the paper: temperature 0.6, top-p 1, at most 8,192 tokens; avg@32 on AIME 24, AIME 25 and AMC, which have
 few problems, pass@1 (one sampled response) on the others. Six benchmarks are mathematics as in training, three are
-multiple choice from elsewhere. The paper does not say which copies of them it used; `PAPER` has the hub's usual ones.
+multiple choice on other subjects. The paper does not say which copies it used; `PAPER` has the usual ones of the hub.
 
-Multiple choice has its options lettered into the question, and the answer is the letter. GPQA's file has the right
-option in a column of its own, so the options are put into an order that a hash decides, the same on every machine.
+In multiple choice, the question lists its options with letters, and the answer is a letter. GPQA's file has the right
+option in a column of its own, so a hash decides the order of the options, the same on every machine.
 
     python -m maths.benchmarks        the list
-    python -m maths.benchmarks DIR    and their files in DIR
+    python -m maths.benchmarks DIR    and what is read from their files in DIR
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BUILT_IN = {
     "validation": ("validation", "levels", 50),
 }
 CHOICE_INSTRUCTION = f"{INSTRUCTION} The final answer is the letter of the right choice."
-TEMPERATURE, MAX_NEW_TOKENS = 0.6, 8192  # the paper's, of the nine
+TEMPERATURE, MAX_NEW_TOKENS = 0.6, 8192  # the paper's, for the nine
 
 Options = tuple[list[str], int]  # the options of a question in their order, and which of them is right
 
@@ -46,7 +46,7 @@ def arc_options(row: dict[str, Any]) -> Options:
 
 
 def gpqa_options(row: dict[str, Any]) -> Options:
-    """Sorted by a hash of question and option: a shuffle that no random generator decides."""
+    """The options, sorted by a hash of question and option: a shuffle that needs no random generator."""
     right = row["Correct Answer"].strip()
     options = [right, *(row[f"Incorrect Answer {i}"].strip() for i in (1, 2, 3))]
     options.sort(key=lambda option: hashlib.sha256(f"{row['Question']}\n{option}".encode()).digest())
@@ -59,7 +59,7 @@ def mmlu_pro_options(row: dict[str, Any]) -> Options:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One of the paper's: its column in Table 1, where it is, its columns there, and k, the sampled responses."""
+    """A benchmark of the paper: its title in Table 1, where it is, its columns there, and k sampled responses."""
 
     title: str
     hub: str = ""  # owner/name:configuration; "": only as a local file
@@ -92,7 +92,7 @@ PAPER = {
 
 
 def get(name: str) -> Benchmark:
-    """One of PAPER; any other name is a file of --benchmark-dir, with one response a problem."""
+    """One of PAPER; any other name is a file of --benchmark-dir, with one response per problem."""
     return PAPER.get(name, Benchmark(name))
 
 
@@ -103,9 +103,9 @@ def built_in(
     world: str = "plain",
     levels: Collection[str] | None = None,
 ) -> list[Problem]:
-    """The problems of a built-in benchmark, level by level; `limit` in all, taken evenly from the levels.
+    """The problems of a built-in benchmark, level by level; at most `limit` in all, taken evenly from the levels.
 
-    `levels` are those of training that are asked; those out of distribution are all asked.
+    `levels` selects levels of training; those of "ood" are all asked. Raises ValueError if a level has too few.
     """
     split, which, usual = BUILT_IN[name]
     all_levels = getattr(tasks.WORLDS[world], which)
@@ -118,17 +118,17 @@ def built_in(
 
 
 def load(name: str, directory: Path | None = None, limit: int | None = None) -> tuple[list[Problem], Report]:
-    """The problems of another benchmark, and what was skipped.
+    """The problems of a benchmark that is not built in, and what was skipped.
 
-    They are in NAME.jsonl, NAME.json or NAME.parquet of `directory`, or without it on the hub. `limit` takes at most
-    that many, evenly from the whole: files are often sorted by subject. Ends the program with one line if there is
-    nothing to be had.
+    They are read from NAME.jsonl, NAME.json or NAME.parquet in `directory`, or without it from the hub. `limit` takes
+    at most that many, spread evenly: files are often sorted by subject. Ends the program with one line if nothing can
+    be read.
     """
     benchmark = get(name)
     if directory:
         files = [path for ending in READERS if (path := directory / f"{name}{ending}").is_file()]
         if not files:
-            fail(f"{directory} has no {name} in it: a file {name} that ends in {', '.join(READERS)}")
+            fail(f"{directory} has no {name} in it: put a file {name} there that ends in {', '.join(READERS)}")
         source, columns = str(files[0]), {}
         found = list(read_rows(source))
     else:
@@ -141,7 +141,7 @@ def load(name: str, directory: Path | None = None, limit: int | None = None) -> 
 
 
 def to_row(row: dict[str, Any], benchmark: Benchmark) -> dict[str, Any]:
-    """A row of the hub's as `problem` and `answer`. What is not there becomes None, and to_problem says so.
+    """A row from the hub as `problem` and `answer`. A missing value becomes None, which to_problem reports.
 
     >>> row = {"question": "1+1?", "choices": {"text": ["3", "2"], "label": ["1", "2"]}, "answerKey": "2"}
     >>> to_row(row, PAPER["arc_c"])
@@ -159,9 +159,9 @@ def to_row(row: dict[str, Any], benchmark: Benchmark) -> dict[str, Any]:
 
 
 def table(model: str, accuracy: dict[str, float]) -> str:
-    """One row of the paper's Table 1, in percent, from accuracies in [0, 1]: of those of the nine that were run.
+    """One row of the paper's Table 1, in percent, from accuracies in [0, 1] of the benchmarks that were run.
 
-    The averages are of single benchmarks: AIME 24 and 25 count as two, as in the paper.
+    In the averages, AIME 24 and AIME 25 count as two benchmarks, as in the paper.
 
     >>> print(table("DaGRPO", {"aime24": 0.295, "aime25": 0.209, "amc": 0.63, "gpqa_diamond": 0.409}))
     model   AIME 24/25   AMC  avg of 3  |  GPQA-D  avg of 1
@@ -192,7 +192,7 @@ def table(model: str, accuracy: dict[str, float]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m maths.benchmarks", description=__doc__)
     parser.add_argument(
-        "directory", metavar="DIR", nargs="?", type=Path, help="where NAME.parquet, .jsonl or .json are"
+        "directory", metavar="DIR", nargs="?", type=Path, help="the folder of NAME.parquet, .jsonl or .json"
     )
     directory = parser.parse_args(argv).directory
     print(f"{'name':14s} {'k':>2s}  hub id, split: columns")

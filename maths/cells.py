@@ -1,4 +1,4 @@
-"""A value of a row as text: a question, an answer, a demonstration, a level. What cannot be one is `Unusable`."""
+"""A value of a row as text: a question, an answer, a demonstration, a level. Raises `Unusable` if it cannot be one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Unusable(ValueError):
 
 
 def text_of(value: Any, role: str, what: str) -> str:
-    """A value as text: chat messages are their last one of this role, numbers their shortest spelling.
+    """A value as text: the last chat message of this role, a number in its shortest spelling. Raises Unusable.
 
     >>> text_of([{"role": "system", "content": "Think."}, {"role": "user", "content": "1+1?"}], "user", "question")
     '1+1?'
@@ -47,7 +47,7 @@ def text_of(value: Any, role: str, what: str) -> str:
 
 
 def clean(text: str, what: str, empty: bool = False) -> str:
-    """The text as it is. Raises Unusable if it is empty, or holds what no tokenizer and no file should be given."""
+    """The text as it is. Raises Unusable if it is empty, holds a NUL character, or is not valid Unicode."""
     if not empty and not text.strip():
         raise Unusable(f"an empty {what}")
     if "\0" in text:
@@ -60,6 +60,6 @@ def clean(text: str, what: str, empty: bool = False) -> str:
 
 
 def level_of(value: Any) -> str:
-    """A level is a word in tables and in column names: short and printable, or there is none."""
+    """The level as a short printable word, for tables and column names; ALL if the value is not one."""
     word = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
     return word if 0 < len(word) <= 40 and word.isprintable() else ALL

@@ -1,13 +1,13 @@
 r"""Problems from a data set, as a list of tasks.Problem: GSM8K, MATH, OpenR1-Math-46k-8192, or any with named columns.
 
 The paper trains on OpenR1-Math-46k-8192 (Section 6): NuminaMath problems with verified responses of DeepSeek-R1, which
-are both the judge's reference and the anchors. `LAYOUTS` says which column holds what; a layout is found by its
-columns, and flags name the columns of any other. Of a whole solution in the place of the answer, what is marked is the
-answer: the last \boxed{} or what follows ####. A source is a hub id, or a local .jsonl, .json or .parquet file
+are both the judge's reference and the anchors. `LAYOUTS` says which column holds what. A layout is recognised by its
+columns; for other data, flags name the columns. If the answer column holds a whole solution, the answer is what the
+solution marks: the last \boxed{}, or what follows ####. A source is a hub id, or a local .jsonl, .json or .parquet file
 (rows.py reads them).
 
-Data come from outside, so a row that cannot be used (no question, an answer that the verifier cannot read, text that is
-no Unicode ...) is skipped, counted, and the first of its kind quoted; it is never guessed at.
+Data come from outside. A row that cannot be used (no question, an answer that the verifier cannot read, broken
+Unicode ...) is skipped and counted, and the first of its kind is quoted. Nothing is guessed.
 
 Where the paper is silent: `INSTRUCTION` is appended to each question, so that a final answer can be found.
 
@@ -33,16 +33,16 @@ from tasks import Problem
 INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's marks: <<48/2=24>>
 LEVEL_COLUMNS = ("level", "subject", "type", "category")
-MOST_LEVELS = 30  # a column of more values does not group anything
-LEFT_UNUSED = ("body", "context", "passage")  # a question without it is seldom one
-LONGEST_ANSWER = 1000  # characters; what is longer is no final answer
+MOST_LEVELS = 30  # a column with more values does not group anything
+LEFT_UNUSED = ("body", "context", "passage")  # columns without which a question is seldom complete
+LONGEST_ANSWER = 1000  # characters; a longer text is not a final answer
 
 
 @dataclass(frozen=True)
 class Layout:
     """Which column holds what. A dot leads into a column (`reward_model.ground_truth`); None: there is no such column.
 
-    A question may be in several columns, with commas between them.
+    A question may be in several columns: their names, with commas between them.
     In a column of chat messages, the last one of the user (question) or of the assistant (demonstration) counts.
     """
 
@@ -98,8 +98,8 @@ def load_problems(
 ) -> tuple[list[Problem], Report]:
     """All problems of a source (its first `limit` usable ones), and what was skipped and why.
 
-    `source` is a hub id (`owner/name`, or `owner/name:configuration`; of its split `split`) or a local file.
-    `question`, `answer`, `demo` and `level` name columns where the layout is not one of LAYOUTS, or to overrule it.
+    `source` is a hub id (`owner/name`, or `owner/name:configuration`), read in its split `split`, or a local file.
+    `question`, `answer`, `demo` and `level` name columns if the layout is not one of LAYOUTS, or to override it.
     Problems without a demonstration have demo "". Ends the program with one line if the source cannot be read, has an
     unknown layout, or has no usable row.
     """
@@ -110,7 +110,7 @@ def load_problems(
 def to_problems(
     rows: Iterable[Any], source: str, given: dict[str, str | None] | None = None, limit: int | None = None
 ) -> tuple[list[Problem], Report]:
-    """As load_problems, from rows that are there already; `source` is what messages call them."""
+    """Like load_problems, but from `rows`, which messages call `source`; `given` names columns by their part."""
     rows = iter(rows)
     ahead = list(islice(rows, 1000))  # the first may be a broken one: look at more to learn the columns
     if not ahead:
@@ -139,7 +139,7 @@ def to_problems(
 
 
 def find_layout(rows: list[Any], source: str, given: dict[str, str | None]) -> Layout:
-    """The one of LAYOUTS whose question and answer most of `rows` have, as the flags in `given` overrule it."""
+    """The one of LAYOUTS whose question and answer columns most `rows` have, overridden by the columns in `given`."""
     found = [set(names(row)) for row in rows if isinstance(row, dict)]
     columns = dict.fromkeys(name for row in rows if isinstance(row, dict) for name in names(row))  # in their order
     given = {part: name for part, name in given.items() if name}
@@ -150,8 +150,8 @@ def find_layout(rows: list[Any], source: str, given: dict[str, str | None]) -> L
                 fail(f"{source}: --{part}-column {column}: there is no such column; {there}")
     parts = {layout: {*split_columns(layout.question, columns), layout.answer} for layout in LAYOUTS}
     fits = {layout: sum(parts[layout] <= row for row in found) for layout in LAYOUTS}
-    layout = max(fits, key=lambda layout: (fits[layout], len(parts[layout])))  # with its body, if there is one
-    if {"question", "answer"} <= given.keys():  # overruled as a whole: nothing is taken from it
+    layout = max(fits, key=lambda layout: (fits[layout], len(parts[layout])))  # a tie: the one with a body
+    if {"question", "answer"} <= given.keys():  # fully overridden: nothing is taken from it
         layout = Layout("by flags", "", "")
     elif not fits[layout]:
         fail(
@@ -175,7 +175,7 @@ def names(row: dict[str, Any], prefix: str = "", depth: int = 3) -> Iterator[str
 
 
 def split_columns(name: str, columns: Iterable[str]) -> list[str]:
-    """The columns of a question, in order; a name with a comma in it may also be a column's.
+    """The columns of a question, in order. A name with a comma in it may also be that of one column.
 
     >>> split_columns("Body,Question", ["Body", "Question"]), split_columns("Question, asked", ["Question, asked"])
     (['Body', 'Question'], ['Question, asked'])
@@ -184,7 +184,7 @@ def split_columns(name: str, columns: Iterable[str]) -> list[str]:
 
 
 def pick(row: dict[str, Any], column: str | None) -> Any:
-    """The value of a column, nested by dots; None where it is missing."""
+    """The value of a column, with dots for nested ones; None if it is missing."""
     if column is None or column in row:
         return row.get(column)
     value: Any = row
@@ -234,10 +234,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("source", metavar="FILE_OR_HUB_ID", help="a local file, owner/name or owner/name:configuration")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N problems")
     parser.add_argument("--show", type=int, default=3, metavar="N", help="problems to print")
-    parser.add_argument("--data-split", default="train", metavar="S", help="of a hub data set")
+    parser.add_argument("--data-split", default="train", metavar="S", help="the split of a hub data set")
     parts = ("question", "answer", "demo", "level")
     for part in parts:
-        parser.add_argument(f"--{part}-column", metavar="C", help="needed where the layout is unknown; dots for nested")
+        parser.add_argument(f"--{part}-column", metavar="C", help="needed for an unknown layout; dots for nested")
     args = parser.parse_args(argv)
     if args.limit is not None and args.limit < 1:
         fail(f"--limit must be at least 1, not {args.limit}")

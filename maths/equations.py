@@ -2,8 +2,8 @@ r"""Calculations in running text: which equations between plain numbers does a r
 
     "So 3 * $4.50 = $13.50, and x = 5."   ->   3*4.50 = 13.50, true
 
-Only what can be checked safely and surely counts: numbers, + - * / and parentheses, worked out as exact fractions by
-the few lines of `value` (never Python's eval). Where a name, a power or a root takes part, it is no equation here.
+Only what can be checked safely and surely counts: numbers, + - * / and parentheses, computed as exact fractions by the
+few lines of `value` (never by Python's eval). An equation with a name, a power or a root does not count.
 
     python -m maths.equations    the equations in a few sentences
 """
@@ -20,7 +20,7 @@ LONGEST_SIDE = 40  # numbers and signs on one side of an equation
 LONGEST_CHAIN = 40  # sides: a = b = c has three
 LONGEST_NUMBER = 20  # characters
 
-PLAIN = [  # one way of writing each sign; a calculator's marks, currencies, texts in formulas and Markdown go
+PLAIN = [  # one spelling of each sign; removes calculator marks, currencies, text in formulas, Markdown
     (re.compile(r"<<[^<>]*>>|\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\[!,;: ]|\\left|\\right|\\?\$|[€£]"), ""),
     (re.compile(r"(?<!\w)\*\*|\*\*(?!\w)|^[ \t]*[-*+][ \t]+", re.MULTILINE), ""),
     (re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"((\1)/(\2))"),
@@ -43,10 +43,10 @@ class Equation(NamedTuple):
 
 
 def equations(text: str) -> list[Equation]:
-    """The equations of a text with a calculation on one side, in their order, each once.
+    """The equations in a text that have a calculation on one side, in their order, each once.
 
-    A stated decimal may be rounded or cut off: it is true if it is less than one unit of its last place away.
-    Percentages may be meant as they are written or as hundredths.
+    A stated decimal may be rounded or cut off: it is true if it is off by less than one unit of its last place.
+    A percentage may be meant as it is written, or as hundredths.
 
     >>> for equation in equations("3 * $4.50 = $13.50, 2/3 = 0.67, x = 5, 2x + 1 = 9, and 1/2 of 8 = 4 = 2 + 3."):
     ...     print(*equation)
@@ -79,7 +79,7 @@ def numbers(text: str) -> set[Fraction]:
 
 
 def value(tokens: list[str]) -> Fraction | None:
-    """What an expression is worth: sums of products of numbers and parentheses. None if the tokens are not one.
+    """The value of an expression: sums of products of numbers and parentheses. None if the tokens are not one.
 
     >>> value(TOKEN.findall("2 * (3 - .5) / 4")), value(["2", "3"]), value(["1", "/", "0"])
     (Fraction(5, 4), None, None)
@@ -123,7 +123,7 @@ def value(tokens: list[str]) -> Fraction | None:
 
 
 def _checked(calculation: list[str], stated: list[str]) -> Equation | None:
-    """None if this is not a calculation with a result, such as x = 5 or 5 = 5."""
+    """The equation. None if there is no calculation with a result, as in x = 5 and 5 = 5."""
     worth, result = value(calculation), value(stated)
     if worth is None or result is None or sum(token[-1].isdigit() for token in calculation) < 2:
         return None
@@ -139,14 +139,14 @@ def _checked(calculation: list[str], stated: list[str]) -> Equation | None:
 
 
 def _name_before(text: str, run: re.Match[str]) -> bool:
-    """Does what precedes the numbers and signs take part in them? x + 4 = 7, 3 eggs + 4 = 7, 2^3 + 4 = 12."""
+    """Does what precedes this run belong to the equation? It does in x + 4 = 7, 3 eggs + 4 = 7, 2^3 + 4 = 12."""
     before, first = text[max(0, run.start() - 1) : run.start()], TOKEN.search(run.group())
     attached = re.match(r"\.?[\d(]", run.group())  # x2, f(3); not "eggs. 2"
     return bool(re.match(r"[\w^},]", before) and (attached or (first and first.group() in SIGNS)))
 
 
 def _name_behind(text: str, run: re.Match[str]) -> bool:
-    r"""The same of what follows them: 3 + 4 = 7x, and 3 + 4 = 7 \pi; but not 7 days, and not a new sentence."""
+    r"""Does what follows this run? It does in 3 + 4 = 7x and 3 + 4 = 7 \pi; not in 7 days, nor in a new sentence."""
     behind, end = text[run.end() : run.end() + 2], run.group()[-1]
     if re.match(r"\^|_|\\[a-z]", behind):
         return not run.group().rstrip().endswith(".")
@@ -154,7 +154,7 @@ def _name_behind(text: str, run: re.Match[str]) -> bool:
 
 
 def _calculation_at_the_end(tokens: list[str]) -> list[str]:
-    """Of what precedes the first equals sign, the calculation: 3+4 of "Step 2. 3+4 = 7"."""
+    """The calculation right before the first equals sign: 3+4 in "Step 2. 3+4 = 7"."""
     for k in range(max(0, len(tokens) - LONGEST_SIDE), len(tokens)):
         last, here = tokens[k - 1] if k else "", tokens[k]
         sentence = last not in SIGNS | {"("} and here not in SIGNS | {")", "%"}  # two numbers side by side
@@ -165,7 +165,7 @@ def _calculation_at_the_end(tokens: list[str]) -> list[str]:
 
 
 def _number_at_the_start(tokens: list[str]) -> list[str]:
-    """Of what follows the last equals sign, the result: 7 of "3+4 = 7. 2 are left" and of "(3+4 = 7)"."""
+    """The result right after the last equals sign: 7 in "3+4 = 7. 2 are left" and in "(3+4 = 7)"."""
     for k in range(min(len(tokens), LONGEST_SIDE), 0, -1):
         next_one = tokens[k] if k < len(tokens) else ")"
         if next_one not in SIGNS | {"%"} and tokens[k - 1] not in SIGNS and value(tokens[:k]) is not None:
@@ -174,7 +174,7 @@ def _number_at_the_start(tokens: list[str]) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """One way of writing each sign: products as *, fractions as (a/b); currencies and marks go."""
+    """The text with one spelling of each sign: products as *, fractions as (a/b), no currencies or marks."""
     text = text[:LONGEST_TEXT]
     for pattern, replacement in PLAIN:
         text = pattern.sub(replacement, text)

@@ -4,10 +4,10 @@ r"""The final answer of a response: what is marked, else the last expression of 
     \boxed{...}, \fbox{...}   the last one that holds something; one that is never closed holds no answer
     <answer>...</answer>      the last one
     #### ...                  as in GSM8K; as a heading it is followed by the answer: "#### Step 3: Sum" marks nothing
-    #...                      the built-in task; a letter behind it makes it a heading
-    the last expression       of a response that has ended; "17 - 3" is a calculation that was left undone: no answer
+    #...                      the built-in task; with a letter after it, it is a heading
+    the last expression       only if the response has ended; "17 - 3", an unfinished calculation, is no answer
 
-In multiple choice the answer is a letter, which may stand in a sentence: "The answer is C. Option A would be wrong."
+In multiple choice the answer is a letter, which may be in a sentence: "The answer is C. Option A would be wrong."
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ AND_AT_AN_END = re.compile(r"\A[ \t,]*(?:and|or)\b|\b(?:and|or)\Z")
 
 
 def final_answer(response: str, ended: bool = True) -> str | None:
-    r"""As it is written in the response; None if there is none.
+    r"""The final answer as the response writes it; None if it has none. Unless `ended`, only a marked one counts.
 
     >>> final_answer(r"\boxed{1} or \boxed{\frac{1}{2}}."), final_answer("16-9=7\n#### 7"), final_answer("12+5=17;#17")
     ('\\frac{1}{2}', '7', '17')
@@ -57,7 +57,7 @@ def final_answer(response: str, ended: bool = True) -> str | None:
 
 
 def _marked(response: str) -> tuple[str | None, str]:
-    """What is marked ("": nothing), None if there is no mark; and then the text that may hold the answer."""
+    """What is marked ("" if the mark is empty, None if there is no mark), and the text that may hold an answer."""
     response = response.rpartition("</think>")[2].partition("<think>")[0]
     for box in reversed(deque(BOX.finditer(response), maxlen=20)):
         content = box[1] or braced(response, box.end())
@@ -81,13 +81,13 @@ def _marked(response: str) -> tuple[str | None, str]:
 
 
 def _last_expression(text: str) -> str | None:
-    """The last formula or number of running text; None if it is a part of a calculation that was left undone."""
+    """The last formula or number of running text; None if it is an unfinished calculation."""
     text = EMPHASIS.sub(r"\2", MARKUP.sub("", plain(text[-TAIL:])))
     formulas = (match["formula"] or "" for match in RUNNING.finditer(text))
     last = deque((formula for formula in formulas if SUBSTANCE.search(formula)), maxlen=1)
     formula = AND_AT_AN_END.sub("", last[0].strip(" \t,")).strip(" \t,") if last else ""
     formula = re.sub(r"\A[-+*/<>|]+\s+", "", formula)  # a bullet
-    for brackets, others in ((")]}", "([{"), ("([{", ")]}")):  # (see step 3)
+    for brackets, others in ((")]}", "([{"), ("([{", ")]}")):  # unbalanced at the end, as in (see step 3)
         while formula and formula[-1] in brackets and _count(brackets, formula) > _count(others, formula):
             formula = formula[:-1].rstrip()
     *_, calculation = re.split(r"[,;]\s+(?:and\s+)?", formula)  # 6*4 = 24, 24-3 = 21

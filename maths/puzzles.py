@@ -3,12 +3,12 @@ r"""Problems that a small real model can learn by RL on a laptop: Countdown, and
     countdown   Use each of the numbers 4, 6, 7 once, with + - * / and parentheses, to make 17.
     chains      What is 12 + 5 - 3 + 8?
 
-Both are rows with the columns of any data set (problem, answer, solution, level), so that --data takes them. The same
-seed gives the same rows on every machine, and a hash of the question decides on its split, as in tasks.py.
+Both are written as rows with the columns of a usual data set (problem, answer, solution, level) for --data. The same
+seed gives the same rows on every machine, and a hash of the question decides its split, as in tasks.py.
 
 A Countdown has many right answers. Its `answer` is a goal, `17 from 4, 6, 7`, and the verifier asks `solves`: does the
-expression use exactly these numbers, each once, and is it worth 17? The expression is worked out by maths.equations,
-never by Python's eval. Its demonstration is the first way that a search finds, so that equal questions have equal ones.
+expression use exactly these numbers, each once, and is it worth 17? maths.equations computes its value, never Python's
+eval. The demonstration is the first way that a search finds, so that equal questions have equal demonstrations.
 
     python -m maths.puzzles chains --sizes 3,4 --count 1000 --out chains.jsonl
     python -m maths.puzzles countdown --sizes 3 --largest 9 --split test --count 200 --out countdown_test.jsonl
@@ -31,16 +31,16 @@ from maths.equations import TOKEN, plain, value
 GOAL = re.compile(r"(-?\d{1,9}) from (\d{1,9}(?:, ?\d{1,9}){0,9})", re.ASCII)
 LONGEST = 200  # characters of an expression
 MOST_NUMBERS, MOST_TOTAL = 6, 99  # a search over 7 numbers takes minutes
-TRIES = 10_000  # draws in a row without a new problem, then there are no more; small forms run out of questions
+TRIES = 10_000  # after so many draws in a row without a new problem, give up; small forms run out of questions
 
 
 # ---------------------------------------------------------------------------------------- Countdown
 
 
 def solves(expression: str, goal: str) -> bool:
-    r"""Does the expression make the goal's total from its numbers, each used once? Anything that is none does not.
+    r"""Does the expression make the goal's total from its numbers, each used once? False if it is no expression.
 
-    It may say what it is worth. Raises ValueError if the goal is none.
+    It may end with its value, as in `= 17`. Raises ValueError if `goal` is not a goal of a Countdown.
 
     >>> goal = "17 from 4, 6, 7"
     >>> [solves(text, goal) for text in ("4 + 6 + 7", r"(4+6) \cdot 1 + 7", "7 + 6 + 4 = 17", "17")]
@@ -48,7 +48,7 @@ def solves(expression: str, goal: str) -> bool:
     """
     match = GOAL.fullmatch(goal)
     if not match:
-        raise ValueError(f"no goal of a Countdown: {goal[:80]!r}")
+        raise ValueError(f"not a goal of a Countdown, such as '17 from 4, 6, 7': {goal[:80]!r}")
     total, numbers = int(match[1]), sorted(int(number) for number in match[2].split(","))
     if len(expression) > LONGEST:
         return False
@@ -64,9 +64,9 @@ def _is_calculation(text: str) -> bool:
 
 
 def search(numbers: list[tuple[int, str]], total: int) -> list[tuple[str, str]] | None:
-    """The first way to make the total from all of the numbers, each given with the expression that it comes from.
+    """The first way to make the total from all the numbers, each given as (value, expression that it comes from).
 
-    Steps as (calculation, expression so far); None if there is no way. No result on the way is below 0 or a fraction.
+    Its steps as (calculation, expression so far); None if there is no way. No step gives a fraction or less than 0.
 
     >>> search([(4, "4"), (6, "6"), (7, "7")], 17)
     [('4 + 6 = 10', '4 + 6'), ('10 + 7 = 17', '(4 + 6) + 7')]
@@ -84,7 +84,7 @@ def search(numbers: list[tuple[int, str]], total: int) -> list[tuple[str, str]] 
 
 
 def combine(a: int, b: int, in_order: bool = True) -> Iterator[tuple[str, int]]:
-    """The results of a and b: a sum and a product in one order alone, no difference below 0, no fraction."""
+    """What a and b can make, as (sign, result): sum and product only if `in_order`, nothing below 0, no fraction."""
     if in_order:
         yield "+", a + b
     if a >= b:
@@ -138,7 +138,7 @@ KINDS: dict[str, Callable[[random.Random, int, int], dict[str, str]]] = {"countd
 
 
 def rows(kind: str, sizes: list[int], count: int, split: str, seed: int = 0, largest: int = 20) -> list[dict[str, str]]:
-    """`count` different problems, as many of each size, all of one split. Raises ValueError if there are too few."""
+    """`count` different problems of one split, equally many of each size. Raises ValueError if there are too few."""
     made: dict[str, dict[str, str]] = {}
     per_size = [count // len(sizes) + (i < count % len(sizes)) for i in range(len(sizes))]
     for size, wanted in zip(sizes, per_size, strict=True):

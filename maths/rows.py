@@ -1,8 +1,8 @@
-"""From a source to rows: a local .jsonl, .json or .parquet file, or a data set on the hub, as dicts one by one.
+"""The rows of a source, as dicts, one by one: of a local .jsonl, .json or .parquet file, or of a data set on the hub.
 
-A source that cannot be read ends the program with one line that says what is wrong with it and where: not there, not
-what its name says, a line that is not JSON, a hub that does not answer. What is in a row is for data.py to judge. The
-files come from outside: nothing in them is run (no loading scripts, no pickles), and nothing in them is a path.
+A source that cannot be read ends the program with one line that says what is wrong and where: there is no such file,
+its name is wrong, a line is not JSON, the hub does not answer. data.py checks what is in a row. The files come from
+outside: nothing in them is run (no loading scripts, no pickles), and nothing in them is used as a path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", re.ASCII)
 
 
 def read_rows(source: str, split: str = "train") -> Iterator[Any]:
-    """The rows of a local file or of a hub data set, one by one. Ends the program with one line if that cannot be."""
+    """The rows of a local file or of a hub data set, one by one. Ends the program with one line if that fails."""
     path = Path(source)
     try:
         exists, is_folder = path.exists(), path.is_dir()
@@ -42,7 +42,7 @@ def read_rows(source: str, split: str = "train") -> Iterator[Any]:
 
 
 def json_lines(path: Path) -> Iterator[Any]:
-    """A JSON value a line. Not by `datasets`: it takes a column's type from the file, and one odd row spoils it."""
+    """A JSON value per line. `datasets` is not used: it wants one type for a column, so one odd row spoils the file."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -53,7 +53,7 @@ def json_lines(path: Path) -> Iterator[Any]:
 
 
 def json_rows(path: Path) -> Iterator[Any]:
-    """A file that is one list of rows; or a row a line, as many that end in .json are."""
+    """A file that is one list of rows, or has a row per line, as many .json files do."""
     try:
         with path.open("rb") as file:
             start = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
@@ -66,7 +66,7 @@ def json_rows(path: Path) -> Iterator[Any]:
 
 
 def parse(text: bytes, path: Path, line: int | None = None) -> Any:
-    """The JSON value that `text` spells; `line` is its number where the file has one a line."""
+    """The JSON value in `text`; `line` is the line's number, if the file has a value per line."""
     try:
         return json.loads(text.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -75,13 +75,13 @@ def parse(text: bytes, path: Path, line: int | None = None) -> Any:
                 f"{path} holds a JSON object over several lines: write a row on one line, or all rows as a list, [...]"
             )
         fail(f"{path}, line {line or error.lineno}: not JSON ({error.msg}, column {error.colno})")
-    except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, brackets without end
+    except (ValueError, RecursionError) as error:  # not UTF-8, a number of thousands of digits, endless brackets
         where = f", line {line}" if line else ""
         fail(f"{path}{where}: not JSON that can be read ({str(error)[:100]})")
 
 
 def spans_lines(path: Path) -> bool:
-    """Does the file begin with a JSON object that is more than one line?"""
+    """Does the file begin with a JSON object that spans several lines?"""
     try:
         return isinstance(json.JSONDecoder().raw_decode(path.read_text("utf-8-sig").lstrip())[0], dict)
     except (ValueError, RecursionError, OSError):
@@ -92,7 +92,7 @@ def parquet_rows(path: Path) -> Iterator[Any]:
     """Row by row, straight from the file: nothing is copied to a cache."""
     import datasets
 
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors are in our line
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # our own line shows its errors
     try:
         name = glob.escape(str(path))  # a file name, not a pattern
         yield from datasets.load_dataset("parquet", data_files=name, split="train", streaming=True)
@@ -101,10 +101,10 @@ def parquet_rows(path: Path) -> Iterator[Any]:
 
 
 def hub_rows(source: str, split: str) -> Iterator[Any]:
-    """The split of a hub data set. `datasets` runs no loading scripts any more, and is not asked to."""
+    """The rows of a split of a hub data set. `datasets` no longer runs loading scripts, and is not asked to."""
     from harness.loading import no_hub
 
-    alone = no_hub()  # before datasets, which looks once
+    alone = no_hub()  # before datasets is imported, which looks once
     import datasets
     import huggingface_hub
 
@@ -114,13 +114,13 @@ def hub_rows(source: str, split: str) -> Iterator[Any]:
         return iter(datasets.load_dataset(name, configuration or None, split=split))
     except Exception as error:  # whatever datasets, the hub's client and its HTTP library raise
         why = in_one_line(error)
-        hint = "; name one behind a colon, as in openai/gsm8k:main" if "config" in why.lower() else ""
+        hint = "; name one after a colon, as in openai/gsm8k:main" if "config" in why.lower() else ""
         hint = hint or (" (no way to the hub)" if alone else "")
         fail(f"{source}, split {split}: no such file here, and the hub cannot give it: {why}{hint}")
 
 
 def in_one_line(error: Exception) -> str:
-    """The whole text of an error, up to 200 characters: what the hub offers instead is not in its first line."""
+    """An error's text on one line, up to 200 characters: what the hub suggests comes after the text's first line."""
     return quote(" ".join(str(error).split()) or type(error).__name__, longest=200)
 
 

@@ -1,6 +1,6 @@
-r"""One spelling for an answer, so that it can be compared as text, read as a number, or handed to a parser of LaTeX.
+r"""One spelling for an answer, so that it can be compared as text, read as a number, or handed to a LaTeX parser.
 
-    2½ hours, 2\frac12\text{ hours}, ２ 1/2 hours      ->  2 1/2 «hours»     words stand between « and »
+    2½ hours, 2\frac12\text{ hours}, ２ 1/2 hours      ->  2 1/2 «hours»     words are put between « and »
     x²−1, x^{2} - 1                                   ->  x^2-1
     5 million, 5 \text{ million}                      ->  5 \times 10^6
 
@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 LONGEST = 1000  # characters; a longer text stays as it is
 
-RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u207b]+")  # NFKC would make 23 of 2 cubed,
+RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u207b]+")  # NFKC would turn 2 cubed into 23
 LOWERED = re.compile("[\u2080-\u208b]+")
-VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")  # and 21/2 of two and a half
-SIGNS = {"\u2212": "-", "\u2010": "-", "\u2013": "-", "\u2044": "/", "\u2215": "/", "\u00f7": "/"}  # what NFKC leaves
+VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")  # NFKC would turn two and a half into 21/2
+SIGNS = {"\u2212": "-", "\u2010": "-", "\u2013": "-", "\u2044": "/", "\u2215": "/", "\u00f7": "/"}  # NFKC keeps these
 SIGNS |= {"\u2032": "'", "\u2019": "'", "\u3001": ",", "\u3002": ".", "\u00d7": r"\times ", "\u00b7": r"\cdot "}
 SIGNS |= {"\u221e": r"\infty ", "\u03c0": r"\pi ", "\u00b0": r"\degree ", "\u00b1": r"\pm ", "\u2248": r"\approx "}
 SIGNS |= {"\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u222a": r"\cup ", "\u2229": r"\cap "}
@@ -40,7 +40,7 @@ IN_WRAPPER = re.compile(r"(?<![^\W\d_]|\\)(?!(?:and|or)(?![A-Za-z]))[^\W\d_]{2,}
 
 
 def _mark(match: re.Match[str]) -> str:
-    """A word between marks; letters that may be variables, commands and functions stay as they are."""
+    """The word between « and »; what may be a variable, a command or a function stays as it is."""
     word, before = match.group(), match.string[max(0, match.start() - 3) : match.start()]
     behind = re.search(r"(?:[\d)}]|[a-z]{2}) \Z", before)  # a number or a word
     if word[0] in "\\_«" or (re.fullmatch(FUNCTION, word) and not (behind and word in ("min", "sec"))):
@@ -58,7 +58,7 @@ SPELLINGS = [
     (r"(?<=\d)'(?=\d{3})", ""),  # 70'000
     (r"\\%|(?<![A-Za-z])(?i:percent(?:age)?|pct)(?![A-Za-z])", "%"),
     (r"\^ ?\{? ?\\circ ?\}?|(?<=\d) ?\\circ(?![a-z])|\\degree(?![a-z])", " "),
-    (rf"{WRAPPER}\{{ ?\}} ?(?:/ ?(?:{WRAPPER}\{{ ?\}})?)?", " "),  # a data set has lost its units
+    (rf"{WRAPPER}\{{ ?\}} ?(?:/ ?(?:{WRAPPER}\{{ ?\}})?)?", " "),  # \text{}: the data set lost its units
     (rf"_ ?\{{? ?{WRAPPER}\{{(\w+)\}} ?\}}?", r"_{\1}"),
     (r"\\math(?:rm|bf|it) ?\{([eid])\}", r"\1"),
     (WRAPPED, lambda match: " " + IN_WRAPPER.sub(r"«\g<0>»", match[1]) + " "),
@@ -88,14 +88,14 @@ SPELLINGS = [(re.compile(pattern), spelling) for pattern, spelling in SPELLINGS]
 
 
 def plain(text: str) -> str:
-    """In the characters of ASCII where they have one for it: full-width letters, raised digits, signs of maths."""
+    """The text in ASCII as far as possible: full-width letters, raised digits and signs of maths are rewritten."""
     text = VULGAR.sub(r" \g<0>", LOWERED.sub(r"_{\g<0>}", RAISED.sub(r"^{\g<0>}", text)))
     return unicodedata.normalize("NFKC", text).translate(SIGNS)
 
 
 @lru_cache(maxsize=2**12)
 def spelled(text: str) -> str:
-    r"""In one spelling; the same if it is spelled already.
+    r"""The text in one spelling; unchanged if it is spelled already.
 
     >>> spelled("2½ hours"), spelled(r"$\dfrac{x}{2}\text{ cm}$."), spelled("x²−1 ≤ 3"), spelled("5 million")
     ('2 1/2 «hours»', '\\frac{x}{2} «cm»', 'x^2-1 \\le 3', '5 \\times 10^6')
@@ -131,7 +131,7 @@ NUMBER = re.compile(
 
 
 def number(text: str) -> Number | None:
-    r"""A number, in one spelling and without its unit; None if `text` is anything else.
+    r"""`text`, in one spelling and without its unit, as a Number; None if it is not a number.
 
     >>> number("-1,000.50").value, number("2 1/3").value, number(r"\frac12").value, number("2e3").value, number("x")
     (Fraction(-2001, 2), Fraction(7, 3), Fraction(1, 2), Fraction(2000, 1), None)
@@ -185,7 +185,7 @@ def without_unit(text: str) -> str:
 
 
 def braced(text: str, start: int) -> str | None:
-    """From `start`, just behind an opening brace, to the brace that closes it; None if it is never closed."""
+    """The text from `start`, right after an opening brace, to its closing brace; None if it is never closed."""
     depth = 1
     for match in BRACE.finditer(text, start):
         depth += {"{": 1, "}": -1}.get(match.group(), 0)

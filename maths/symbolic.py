@@ -28,17 +28,17 @@ RELATION = re.compile(r"[<>]|\\[lg]e\b")
 
 
 def same(gold: str, answer: str) -> bool:
-    """Are the two equal? Raises what parsers raise."""
+    """Are the two equal? Raises what the parser raises."""
     wanted, found = read(gold), read(answer)
-    if wanted.has(sympy.Derivative):  # math-verify would work it out: dx/dt is 0
+    if wanted.has(sympy.Derivative):  # math-verify would compute it: dx/dt is 0
         return wanted == found
     if len({len(listed) for x in (wanted, found) if (listed := getattr(x, "_unsorted_args", None))}) > 1:
-        return False  # 1, 1, 2 is not 1, 2, though it is as a set
+        return False  # 1, 1, 2 is not 1, 2, although they are equal as sets
     return verify(wanted, found, timeout_seconds=None, allow_set_relation_comp=True) and close(wanted, found)
 
 
 def read(text: str) -> object:
-    """sympy's object: a number, an expression, a set, a tuple, a relation, a matrix. Raises what parsers raise."""
+    """sympy's object: a number, an expression, a set, a tuple, a relation, a matrix. Raises what the parser raises."""
     parts = re.split(r",? *\bor\b *", text)
     if len(parts) > 1 and all(RELATION.search(part) for part in parts):
         return sympy.Union(*(read(part).as_set() for part in parts))
@@ -57,7 +57,7 @@ def parse(latex: str) -> object:
 
 
 def close(wanted: object, found: object) -> bool:
-    """For two numbers, is their ratio 1? To 1e-4 if one of them is a decimal fraction, which may be rounded."""
+    """Is the ratio of two numbers 1, to 1e-4 if one is a decimal fraction (it may be rounded)? True for non-numbers."""
     if not all(isinstance(x, sympy.Expr) and x.is_number and x.is_finite and not x.is_zero for x in (wanted, found)):
         return True
     tolerance = 1e-4 if wanted.has(sympy.Float) or found.has(sympy.Float) else 1e-12

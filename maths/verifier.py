@@ -1,14 +1,14 @@
-r"""Is the final answer right? The paper's reward: math-verify's verdict, and cheaper ones where they decide.
+r"""Is the final answer right? The paper's reward: math-verify's verdict, or a cheaper one where that decides.
 
     final.py        finds the final answer in a response
     spelling.py     puts it and the gold answer in one spelling
     here            equal texts, words, numbers and ratios are decided, in microseconds
     worker.py       math-verify decides the rest: 2\sqrt{3} and \sqrt{12}, intervals, tuples, polynomials
 
-What counts as equal, where the field is not of one mind (docs/answers.md has the whole list):
+What counts as equal, where verifiers differ (docs/answers.md has the whole list):
     percent   50% is 50 and also 0.5, if only one of the two sides has the sign
     units     are dropped, as are degrees and currencies: 5 cm = 5 = $5; but 5 million is 5,000,000
-    decimals  equal to six places, as in math-verify, and within 1e-4 of each other, so that 2.8e-6 is not 3.1e-6
+    decimals  equal to six places, as in math-verify, and to a relative 1e-4, so that 2.8e-6 is not 3.1e-6
     letters   a gold answer that is one capital from A to J is a choice: only a letter can match it
     words     \text{east} matches East and nothing else: math-verify would take words for products of variables
     goals     17 from 4, 6, 7 is a Countdown: any expression of these numbers that makes 17 (puzzles.py)
@@ -35,11 +35,11 @@ LOOSE_SPACE = re.compile(r"(?<!\d)\s|\s(?!\d)")  # all but the space between two
 CHOICE = re.compile(r"\(?([A-J])(?:\)?|\) ?(\w.*))")  # a gold answer, perhaps with the text of the choice
 BASE = re.compile(r"(-?[0-9A-F]+)_(?:\d|\{\d+\})", re.ASCII)
 RATIO = re.compile(r"\d+(?:\.\d+)?(?: ?: ?\d+(?:\.\d+)?)+", re.ASCII)
-TIME = re.compile(r"\d?\d:[0-5]\d", re.ASCII)  # half past three is no ratio
+TIME = re.compile(r"\d?\d:[0-5]\d", re.ASCII)  # 3:30 may be a time, not a ratio
 NAME = re.compile(r"([A-Za-z]|\\[a-z]+)(_\w+|_\{\w+\})?\s*=\s*")
 SEVERAL = re.compile(r"[,;]|\b(?:and|or)\b")
-UNFINISHED = re.compile(r"[-+=;#.\s\d]*|\w+", re.ASCII)  # 17-3 is no final answer, and math-verify would work it out
-NOT_LATEX = re.compile(r"[{(\[]{9}|«|'|\\boxed|\d_|\d\.?[eE][-+]?\d")  # hostile, words, a base, no Euler's e
+UNFINISHED = re.compile(r"[-+=;#.\s\d]*|\w+", re.ASCII)  # 17-3 is no final answer, but math-verify would compute it
+NOT_LATEX = re.compile(r"[{(\[]{9}|«|'|\\boxed|\d_|\d\.?[eE][-+]?\d")  # hostile, words, a base, an exponent's e
 
 
 def verify(response: str, answer: str, ended: bool = True) -> bool:
@@ -58,11 +58,11 @@ def verify(response: str, answer: str, ended: bool = True) -> bool:
     _, mark, last = response.rpartition("#")
     whole = mark and WHOLE.fullmatch(last) and WHOLE.fullmatch(answer)
     if whole and len(last + answer) < LONGEST and not MARKS.search(response):
-        return int(last) == int(answer)  # the built-in task takes no detour
+        return int(last) == int(answer)  # the short way, for the built-in task
     if GOAL.fullmatch(answer):  # of a Countdown: many expressions are right
         return solves(final_answer(response, ended) or "", answer)
     if not readable(answer):
-        raise ValueError(f"the gold answer {answer[:80]!r} cannot be read: no number, choice, word or formula")
+        raise ValueError(f"the gold answer {answer[:80]!r} cannot be read: it is no number, choice, word or formula")
     gold = spelled(answer)
     if choice := CHOICE.fullmatch(gold):
         letter, gold = choice.groups()
@@ -98,7 +98,7 @@ def _same(wanted: str, found: str) -> bool:
     if "«" in wanted + found:
         return _words(wanted) == _words(found)
     if base := BASE.fullmatch(wanted):
-        return found == base[1]  # with another base it was another text
+        return found == base[1]  # the base may be left out; texts with one were compared above
     if ":" in wanted + found:
         return not TIME.fullmatch(wanted) and _ratio(wanted) == _ratio(found) is not None
     (name, value), (other, _) = _assigned(wanted), _assigned(found)
@@ -120,7 +120,7 @@ def _equal(a: Number, b: Number) -> bool:
 
 
 def _ratio(text: str) -> list[Fraction] | None:
-    """3:4 as its parts, divided by the last of them; so is 3/4. None: no ratio."""
+    """The parts of 3:4 or 3/4, each divided by the last of them; None if the text is not a ratio."""
     value = number(text)
     parts = [value.value, Fraction(1)] if value else []
     if RATIO.fullmatch(text):
@@ -135,12 +135,12 @@ def _assigned(text: str) -> tuple[str, str]:
 
 
 def _words(text: str) -> str:
-    """For a comparison that ignores case, spaces and commas."""
+    """The text for a comparison that ignores case, spaces and commas."""
     return re.sub(r"[«»,\s]", "", text).casefold()
 
 
 def _is_latex(text: str) -> bool:
-    """Is it for a parser of LaTeX?"""
+    """Can a LaTeX parser be given this?"""
     return len(text) <= LONGEST and not NOT_LATEX.search(text) and braced(text + "}", 0) == text
 
 

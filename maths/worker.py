@@ -1,4 +1,4 @@
-r"""math-verify in a process of its own, with a time limit that holds.
+r"""math-verify in a process of its own, with a time limit that always holds.
 
 math-verify parses LaTeX and simplifies it with sympy: on hostile text that may take hours, or all memory. Its own time
 limit is a Unix signal, which works in the main thread only, and not inside C code. So a worker process is started when
@@ -35,14 +35,14 @@ COMMAND = [sys.executable, "-c", SERVE]
 
 _process: subprocess.Popen[str] | None = None
 _lock = threading.Lock()
-# a set, so that it does not matter how often an answer is looked at, nor whether its verdict was kept
+# a set, so that an answer counts once, however often it is checked and whether its verdict is cached or not
 _over_time: set[tuple[str, str | None]] = set()
 
 
 def equal(gold: str, answer: str) -> bool:
     r"""math-verify's verdict on two pieces of LaTeX, without dollars and with balanced braces.
 
-    False if it has none within LIMIT seconds: see take_timeouts. Raises RuntimeError if the worker does not start.
+    False if there is none within LIMIT seconds (see take_timeouts). Raises RuntimeError if the worker does not start.
 
     >>> equal(r"2\sqrt{3}", r"\sqrt{12}"), equal("(0, 1]", "[0, 1]")
     (True, False)
@@ -54,10 +54,10 @@ def equal(gold: str, answer: str) -> bool:
 
 
 def parses(gold: str) -> bool:
-    r"""Can math-verify read this piece of LaTeX? It may raise what `equal` may.
+    r"""Can math-verify read this piece of LaTeX? Raises RuntimeError as `equal` does.
 
-    False only if it said so. A gold answer without a verdict, after two tries, is kept, and counted: no answer equals
-    it, whereas a stalled machine must not change which problems there are.
+    False only if it says so. A gold answer without a verdict, after two tries, is kept and counted as a time-out: a
+    slow machine must not change which problems there are.
 
     >>> parses("x^2 + 1"), parses("?")
     (True, False)
@@ -69,7 +69,7 @@ def parses(gold: str) -> bool:
 
 
 def take_timeouts() -> int:
-    """How many different answers (or gold answers) had no verdict within LIMIT since this was last asked."""
+    """How many different answers (or gold answers) had no verdict within LIMIT since the last call."""
     count = len(_over_time)
     _over_time.clear()
     return count
@@ -77,7 +77,7 @@ def take_timeouts() -> int:
 
 @lru_cache(maxsize=2**14)  # what is slow is slow only once
 def _ask(gold: str, answer: str | None) -> bool | None:
-    """None: out of time."""
+    """The worker's verdict; None if it ran out of time."""
     with _lock:
         for last in (False, True):  # once more if somebody else has killed the worker, or for a gold answer
             process = _running()
@@ -106,7 +106,7 @@ def _running() -> subprocess.Popen[str]:
             stdout=subprocess.PIPE,
             encoding="ascii",
             start_new_session=True,  # Ctrl-C is for the main program, which may want to finish a step
-            env={**os.environ, "PYTHONHASHSEED": "0"},  # sympy's order of terms follows the hashes, a verdict must not
+            env={**os.environ, "PYTHONHASHSEED": "0"},  # sympy orders terms by hash: verdicts would vary
         )
         if _exchange(_process, None, START_LIMIT)[0] == "ready\n":
             return _process
@@ -169,13 +169,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def serve() -> None:
-    """A line of JSON [gold, answer or null] in, a line true or false out, until the main program is gone."""
+    """Answers each line of JSON, [gold, answer or null], with a line, true or false, until the main program is gone."""
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)  # a parser's chatter must not be taken for a reply
     from maths import symbolic
 
-    os.dup2(silence, 2)  # the traceback of a missing package is seen, what sympy has to say later is not
+    os.dup2(silence, 2)  # only now: the traceback of a missing package must be seen, sympy's later output not
     logging.disable()
     with suppress(ImportError, ValueError, OSError):  # not on every system
         import resource
@@ -184,7 +184,7 @@ def serve() -> None:
     print("ready", file=replies, flush=True)
     for line in sys.stdin:
         if hasattr(signal, "alarm"):
-            signal.alarm(60)  # ends a worker whose main program was killed, and the timer with it
+            signal.alarm(60)  # ends a worker whose main program, and with it the timer, was killed
         print(json.dumps(_verdict(symbolic, *json.loads(line))), file=replies, flush=True)
         if hasattr(signal, "alarm"):
             signal.alarm(0)
@@ -193,7 +193,7 @@ def serve() -> None:
 def _verdict(symbolic: ModuleType, gold: str, answer: str | None) -> bool:
     try:
         return symbolic.read(gold) is not None if answer is None else symbolic.same(gold, answer)
-    except Exception:  # a bug of a parser on strange text, too deep a recursion, no memory
+    except Exception:  # a parser's bug on strange text, too deep a recursion, no memory left
         return False
 
 

@@ -1,10 +1,10 @@
 """DaGRPO on TRL: the maths of dagrpo.py on accelerate, DeepSpeed, FSDP and vLLM, for those who outgrow one GPU.
 
-    DaGRPOConfig     GRPOConfig, the name of a recipe (dagrpo.METHODS), delta, the ratio of anchors
+    DaGRPOConfig     GRPOConfig with the name of a recipe (dagrpo.METHODS), delta and the ratio of anchors
     DaGRPOTrainer    GRPOTrainer with anchors in the groups (Eq. 11), scores and masks (Eq. 7-9), and dagrpo.policy_loss
 
 It is written against TRL 1.16 and refuses any other version. It overrides these private hooks of TRL:
-    _generate_and_score_completions    which rows are anchors, before sampling; adds A, keep, is_anchor to the batch
+    _generate_and_score_completions    chooses the anchors' rows before sampling; adds A, keep, is_anchor to the batch
     _generate_single_turn              an anchor takes the last place of its group; nothing is sampled there
     _calculate_rewards                 the one place where rewards of all processes meet: A, S and masks are made here
     _prepare_inputs                    one divisor per update, over all processes and micro-batches
@@ -12,29 +12,29 @@ It is written against TRL 1.16 and refuses any other version. It overrides these
 and uses _buffered_inputs (the micro-batches to come), _get_per_token_logps_and_entropies, _metrics.
 
 Where it departs from train.py:
-  1. An update takes rows of all groups of its rollout batch, not whole groups: TRL shuffles the rows of a process. A, S
-     and masks are of whole groups, wherever their rows are. Refused are gtpo, chord and hpt, whose weights depend on
-     what else is in a row's group, top_entropy, which needs the entropies of sampling, and sft, which samples nothing.
-  2. dapo samples no group again. Masked rows go through the model too: TRL's micro-batches have a fixed size. A missing
-     reward (None) leaves its whole group out.
+  1. An update takes rows from all groups of its rollout batch, not whole groups, because TRL shuffles the rows of a
+     process. A, S and masks are still those of whole groups. These are refused: gtpo, chord and hpt, whose weights
+     depend on the rest of a row's group; top_entropy, which needs sampling's entropies; sft, which samples nothing.
+  2. dapo does not sample groups again. Masked rows go through the model too: TRL's micro-batches have a fixed size. A
+     missing reward (None) leaves its whole group out.
   3. With several updates per batch, logp_old comes from one more forward pass, as TRL does it, not from sampling. With
      vLLM, the factor by which TRL corrects vLLM's log-probs multiplies the weights of the loss.
   4. With vLLM, a response is sampled in the anchor's place too, and thrown away: TRL cuts vLLM's output by position.
-     What ends a turn in the chat template, and is named nowhere else, has to be among its generation_kwargs' stops.
-  5. `entropy` is the policy's as it learns, a mean over micro-batches, as is `clip_fraction`; `grad_norm` is that of a
-     step's last update. The order of prompts is TRL's.
+     An end-of-turn token that only the chat template names must be added to the stop tokens in generation_kwargs.
+  5. `entropy` is that of the policy as it learns; it and `clip_fraction` are means over micro-batches; `grad_norm` is
+     that of a step's last update. The order of prompts is TRL's.
 
 Where TRL's own losses depart from the papers, or from dagrpo.py (tests/multi_gpu/test_trl.py measures a, b, c and e):
   a. dapo, cispo: with several updates per rollout batch, the token divisor is their mean, not each update's own.
   b. Equal rewards whose mean fp32 rounds give tiny advantages, which scale_rewards="group" multiplies by up to 1e4.
   c. The KL term is k3 times the importance ratio (use_bias_correction_kl), with gradient through both; here that is
      the recipe's choice: k3_ratio is deepseek_v32's, k3 most others'.
-  d. grpo, gspo, dr_grpo, sapo, gmpo: a mean of each micro-batch, then over these: equal to dagrpo.py's if these are
-     equally large.
-  e. luspo: nothing stands for the longest response in the divisor: loss and gradient are max_completion_length times
+  d. grpo, gspo, dr_grpo, sapo, gmpo: a mean over each micro-batch, then a mean over micro-batches. It equals that of
+     dagrpo.py only if these are equally large.
+  e. luspo: its divisor lacks the longest response's length, so loss and gradient are max_completion_length times
      dagrpo.py's.
-  f. Plain prompts get special tokens, and models no position ids: one with absolute positions sees left-padded prompts
-     shifted. Ids of a padded vocabulary that have no token can be drawn. All three hold here too.
+  f. Plain prompts get special tokens. Models get no position ids, so one with absolute positions sees left-padded
+     prompts shifted. Ids of a padded vocabulary that have no token can be drawn. All three hold here too.
   g. Defaults are a linear schedule, dropout, gradient checkpointing. The command, trl_dagrpo.py, sets train.py's.
 """
 
@@ -58,7 +58,7 @@ TESTED = "1.16"
 if not trl.__version__.startswith(f"{TESTED}."):
     fail(f"trl_dagrpo.py is tested with trl {TESTED}, found {trl.__version__}: pip install 'trl>={TESTED},<1.17'")
 
-# of GRPOConfig: what the recipe decides here, and what is not done
+# fields of GRPOConfig that keep their defaults: the recipe decides, or this trainer does not support them
 BY_RECIPE = ("loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "scale_rewards")
 BY_RECIPE += ("multi_objective_aggregation", "top_entropy_quantile", "entropy_coef", "use_adaptive_entropy")
 BY_RECIPE += ("off_policy_mask_threshold", "use_bias_correction_kl", "sapo_temperature_pos", "sapo_temperature_neg")
@@ -66,7 +66,7 @@ PREFIX = "dagrpo/"  # in TRL's log; after it, the names are those of metrics.csv
 
 
 def possible(recipe: dagrpo.Recipe) -> bool:
-    """Whether the recipe can be trained here, see 1."""
+    """Can the recipe be trained on TRL? Point 1 at the head of this file says which cannot."""
     whole_groups = recipe.conflict_tokens or recipe.mu is not None
     return recipe.rollouts and not whole_groups and recipe.top_entropy == 1
 
@@ -79,10 +79,10 @@ class DaGRPOConfig(trl.GRPOConfig):
     """
 
     method: str = field(default="dagrpo", metadata={"help": "a recipe of dagrpo.METHODS"})
-    # not `delta`: that is another thing in TRL, a bound on ratios
-    rectification_delta: float = field(default=3.0, metadata={"help": "Eq. 8-9: the least distance of scores"})
+    # not named `delta`: in TRL that is a bound on ratios
+    rectification_delta: float = field(default=3.0, metadata={"help": "Eq. 8-9: the least gap between scores"})
     anchor_ratio: str | None = field(default=None, metadata={"help": "one, shaped (LUFFY's); None: the recipe's"})
-    disable_dropout: bool = field(default=True, metadata={"help": "what is trained must be what was sampled"})
+    disable_dropout: bool = field(default=True, metadata={"help": "the policy trained must be the one sampled from"})
 
     def __post_init__(self) -> None:
         known = [name for name, recipe in dagrpo.METHODS.items() if possible(recipe)]
@@ -94,7 +94,7 @@ class DaGRPOConfig(trl.GRPOConfig):
             raise ValueError(f"anchor_ratio must be one or shaped, not {self.anchor_ratio!r}")
         for default in fields(trl.GRPOConfig):
             if default.name in BY_RECIPE and getattr(self, default.name) != default.default:
-                raise ValueError(f"{default.name} is for TRL's own losses: here the recipe of {self.method} decides")
+                raise ValueError(f"{default.name} is for TRL's own losses: drop it, {self.method}'s recipe decides")
         super().__post_init__()
         if self.steps_per_generation % self.gradient_accumulation_steps:
             names = "steps_per_generation must be a multiple of gradient_accumulation_steps"
@@ -118,17 +118,17 @@ class DaGRPOTrainer(trl.GRPOTrainer):
         if args.recipe.rectify and scorer is None:
             raise ValueError(f"{args.method} masks by scores: give scorer=, a function like a reward function")
         if more := {"tools", "rollout_func", "environment_factory"} & {k for k, v in kwargs.items() if v is not None}:
-            raise ValueError(f"{', '.join(sorted(more))}: responses of several turns are not done here")
+            raise ValueError(f"{', '.join(sorted(more))}: responses of several turns are not supported here")
         self.recipe, self.scorer = args.recipe, scorer
         self._first = 0  # where this process's rows begin among all N
-        self._anchors: list[list[int] | None] = []  # of this process's rows: the tokens that take the row's place
+        self._anchors: list[list[int] | None] = []  # for each row of this process: the tokens that replace it
         self._added: dict[str, Tensor] = {}  # to be added to TRL's batch, each (n,)
         super().__init__(model, reward_funcs, args, **kwargs)
-        self.eos_token_ids = list(self._policy.end_ids)  # TRL's own leaves out what the chat template ends a turn with
+        self.eos_token_ids = list(self._policy.end_ids)  # TRL's own list lacks the chat template's end of a turn
         if not self.use_vllm:
             self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
         if self.aux_loss_enabled:
-            raise ValueError("the load-balancing loss of MoE models is not done here: router_aux_loss_coef=0")
+            raise ValueError("the load-balancing loss of MoE models is not supported: set router_aux_loss_coef=0")
 
     @property
     def _policy(self) -> Policy:
@@ -144,7 +144,7 @@ class DaGRPOTrainer(trl.GRPOTrainer):
             for n, row in enumerate(inputs):
                 if row.get("anchor") and (self._first + n) % G == G - 1:  # the last of its group
                     tokens = encode(row["anchor"])
-                    # cut, it would teach never to stop
+                    # if it were cut, it would teach never to stop
                     self._anchors[n] = tokens if len(tokens) <= self.max_completion_length else None
         output = super()._generate_and_score_completions(inputs) | self._added
         self._log_figures(rollout_seconds=time.perf_counter() - begin)
@@ -228,7 +228,7 @@ class DaGRPOTrainer(trl.GRPOTrainer):
         return inputs
 
     def _weigh(self, micro_batches: list[dict[str, Any]]) -> None:
-        """Adds each token's weight, 1 / divisor, to the micro-batches of one update. N is of all processes."""
+        """Adds each token's weight, 1 / divisor, to the micro-batches of one update. N counts all processes' rows."""
         mask = torch.cat([batch["completion_mask"] for batch in micro_batches])  # (n, T)
         lengths = self.accelerator.gather(mask.sum(dim=1))  # (N,)
         width = max(int(lengths.max()), mask.shape[1])
@@ -247,14 +247,14 @@ class DaGRPOTrainer(trl.GRPOTrainer):
         attention = torch.cat([inputs["prompt_mask"], mask], dim=1)  # (n, P + T)
         log_probs = self._get_per_token_logps_and_entropies
         logp, entropy, _ = log_probs(model, ids, attention, tokens.shape[1], compute_entropy=True)  # (n, T)
-        # TRL's correction of what vLLM's log-probs are off, where it is on: (n, T) or (n, 1)
+        # TRL's correction of vLLM's inexact log-probs, if it is on: (n, T) or (n, 1)
         weight = inputs["weight"] * inputs.get("importance_sampling_ratio", 1.0)
-        old = inputs.get("old_per_token_logps", logp.detach())  # not there: nothing has moved, and the ratio is 1
+        old = inputs.get("old_per_token_logps", logp.detach())  # if missing, nothing has moved: ratio 1
         A, keep, is_anchor = inputs["advantages"], inputs["keep"], inputs["is_anchor"]  # (n,)
         update = dagrpo.Update(A, keep, mask.bool(), weight, old, is_anchor, inputs.get("ref_per_token_logps"))
         loss = dagrpo.policy_loss(logp, update, self.recipe, entropy, self.beta)
         self._log_tokens(logp.detach(), entropy.detach(), update)
-        return loss * self.accelerator.num_processes  # gradients are averaged over processes; the divisor is of all
+        return loss * self.accelerator.num_processes  # gradients are averaged over processes; the divisor counts all
 
     def _log_tokens(self, logp: Tensor, entropy: Tensor, update: dagrpo.Update) -> None:
         sampled = update.mask & ~update.is_anchor[:, None]  # (n, T)
@@ -265,6 +265,6 @@ class DaGRPOTrainer(trl.GRPOTrainer):
         self._log_figures(entropy=entropies / max(all_sampled, 1), clip_fraction=clips / max(all_trained, 1))
 
     def _log_figures(self, **figures: Any) -> None:
-        """Into TRL's log, which takes the mean of what comes between two of its lines, and leaves out NaN."""
+        """Adds to TRL's log, which takes the mean of what comes between two of its lines, and leaves out NaN."""
         for name, value in figures.items():
             self._metrics["train"][PREFIX + name].append(nan if value is None else float(value))

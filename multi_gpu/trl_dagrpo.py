@@ -2,8 +2,8 @@
 
     accelerate launch --multi_gpu --num_processes 2 multi_gpu/trl_dagrpo.py --steps 100 --out runs/trl
 
-works without GPUs too, on gloo; with `--cpu` it would be a single process. The head of trainer.py lists where this
-departs from train.py.
+works without GPUs too, on gloo; with accelerate's `--cpu`, it would start a single process. The run folder has no
+rollouts.jsonl. The head of trainer.py lists where this departs from train.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-# accelerate runs this file as a script, for which Python looks in multi_gpu/ first and not in the project's root
+# accelerate runs this file as a script: Python then looks for modules in multi_gpu/, not in the project's root
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
@@ -49,12 +49,12 @@ TRL_HELP = "further fields of GRPOConfig, values as JSON: use_vllm=true vllm_mod
 class Launch:
     __doc__ = f"""TRL
 
-    --method is dagrpo if it is not given. Of the flags above,
-    not done: {", ".join(REFUSED)};
-    without effect: {", ".join(IGNORED)}.
+    The default of --method is dagrpo. Of the flags above,
+    these are refused: {", ".join(REFUSED)};
+    these have no effect: {", ".join(IGNORED)}.
     """
 
-    per_device_rows: int = flag(16, "at most so many in a micro-batch", "N")
+    per_device_rows: int = flag(16, "at most so many rows in a micro-batch of one device", "N")
     trl: list[str] | None = field(default=None, metadata={"help": TRL_HELP, "metavar": "FIELD=VALUE"})
 
 
@@ -64,7 +64,7 @@ class TrlConfig(Launch, Config):
 
 
 def parse(argv: list[str]) -> TrlConfig:
-    """The checked settings; no flag is ignored in silence."""
+    """The checked settings. Ends the program with one line for a flag of REFUSED."""
     usage = "accelerate launch multi_gpu/trl_dagrpo.py --out DIR [flags]"
     about = {"prog": "trl_dagrpo.py", "usage": usage, "description": __doc__, "epilog": build_parser().epilog}
     given = ConfigParser((*GROUPS, Launch), **about).parse_args(["--method", "dagrpo", *preset_flags(argv), *argv])
@@ -72,7 +72,7 @@ def parse(argv: list[str]) -> TrlConfig:
     check(config)
     for setting in fields(config):
         if setting.name in REFUSED and getattr(config, setting.name) != setting.default:
-            fail(f"--{setting.name.replace('_', '-')} is not done on TRL: take train.py for it")
+            fail(f"--{setting.name.replace('_', '-')} is not supported on TRL: use train.py for it")
     return config
 
 
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
                 held.enter_context(runfolder.claim(out, resume=False, overwrite=config.overwrite))
             task, start = load_task(config), find_start(config.init_from or config.model)
         tokenizer = load_tokenizer(start, config.trust_remote_code)
-        tokenizer.split_special_tokens = not tokenizer.chat_template  # the same for plain prompts
+        tokenizer.split_special_tokens = not tokenizer.chat_template  # sanitize_control_tokens, for plain prompts
         with one_line(f"TRL cannot train {start}", OSError, ValueError):
             trainer = DaGRPOTrainer(
                 start,

@@ -116,7 +116,7 @@ def test_what_the_system_would_end_the_program_for_is_one_line(capsys, flags):
     with pytest.raises(SystemExit) as stop:
         parse([*MUST, *flags.split()])
     err = capsys.readouterr().err
-    assert stop.value.code == 2 and err.count("\n") == 1 and ("no memory" in err or "must be at most" in err)
+    assert stop.value.code == 2 and err.count("\n") == 1 and ("not fit into memory" in err or "must be at most" in err)
 
 
 @pytest.mark.parametrize("flags", ["--k 60000", "--batch 2000000000", "--max-new-tokens 2000000000", "--k 2000000000"])

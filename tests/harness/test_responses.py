@@ -164,8 +164,8 @@ def test_overwrite_replaces(tiny, tmp_path, whole, batches):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda lines: [b"{}\n", *lines[1:]], "is no file of responses"),
-        (lambda lines: [b"not json\n", *lines[1:]], "is no file of responses"),
+        (lambda lines: [b"{}\n", *lines[1:]], "is not a file of responses"),
+        (lambda lines: [b"not json\n", *lines[1:]], "is not a file of responses"),
         (lambda lines: [*lines[:3], b"\n", *lines[3:]], "damaged on line 4"),
         (lambda lines: [*lines[:3], *lines[4:]], "damaged on line 4"),
         (lambda lines: [*lines[:2], b"5\n", *lines[3:]], "damaged on line 3"),

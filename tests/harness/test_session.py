@@ -230,7 +230,7 @@ def test_keep_keeps_the_newest_checkpoints(tiny_folder, tmp_path):
 def test_two_processes_cannot_write_one_run(tiny_folder, tmp_path, capsys):
     with runfolder.claim(tmp_path / "run", resume=False, overwrite=False), pytest.raises(SystemExit):
         run(tiny_folder, tmp_path / "run")
-    assert "another process is just writing this run" in capsys.readouterr().err
+    assert "another process is writing this run" in capsys.readouterr().err
     assert len(run(tiny_folder, tmp_path / "run", steps=1)) == 1
 
 
@@ -255,7 +255,7 @@ def test_a_symlink_is_the_folder_that_it_leads_to(tiny_folder, tmp_path, capsys)
     (tmp_path / "link").symlink_to("run")
     with runfolder.claim(tmp_path / "run", resume=False, overwrite=False), pytest.raises(SystemExit):
         run(tiny_folder, tmp_path / "link")
-    assert "another process is just writing this run" in capsys.readouterr().err
+    assert "another process is writing this run" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_renamed_while_it_is_written_is_one_line(tiny_folder, tmp_path, monkeypatch, capsys):
@@ -335,7 +335,7 @@ BAD = {
     "delta not a number": (["--delta", "nan"], "--delta must be a finite number, not nan"),
     "rate not finite": (["--lr", "inf"], "--lr must be a finite number, not inf"),
     "demonstrations too long": (["--max-new-tokens", "20"], "do not fit into --max-new-tokens 20"),
-    "uneven updates": (["--updates-per-batch", "3"], "cannot be split"),
+    "uneven updates": (["--updates-per-batch", "3"], "must be a multiple of --updates-per-batch 3"),
     "unknown flag": (["--groupsize", "3"], "--groupsize"),
     "unknown level": (["--levels", "1,9"], "no level 9"),
     "no such model": (["--model", "/nowhere/at/all"], "holds no model"),

@@ -111,7 +111,7 @@ def test_the_reward_of_a_countdown(response, right):
 
 def test_a_goal_is_no_other_answer():
     assert not GOAL.fullmatch("17") and not GOAL.fullmatch("5 from 3 apples")
-    with pytest.raises(ValueError, match="no goal"):
+    with pytest.raises(ValueError, match="not a goal"):
         solves("1", "17")
 
 
