@@ -97,8 +97,9 @@ def check(settings: Settings) -> dict[str, tuple[list[Problem], int]]:
     check_numbers(settings)
     if settings.benchmark_dir and not Path(settings.benchmark_dir).is_dir():
         fail(f"--benchmark-dir {settings.benchmark_dir}: there is no such folder")
-    if settings.levels and (unknown := set(settings.levels.split(",")) - set(WORLDS[settings.world].levels)):
-        fail(f"--levels: there is no level {', '.join(sorted(unknown))} in the world {settings.world}")
+    there = WORLDS[settings.world].levels
+    if settings.levels and (unknown := ", ".join(sorted(set(settings.levels.split(",")) - set(there)))):
+        fail(f"--levels: there is no level {unknown} in the world {settings.world}; choose from {', '.join(there)}")
     asked = dict.fromkeys(settings.benchmarks.split(","))
     known = [*benchmarks.BUILT_IN, *benchmarks.PAPER]
     for name in asked:

@@ -133,7 +133,9 @@ def _show_group(groups: Groups, b: int, delta: float) -> str:
         kind = "right" if groups.rewards[b].all() else "wrong"
         lines.append(f"      no signal: all {G} are {kind}, so every A is 0 and nothing is learned here")
     elif not (groups.keep[b] & (groups.advantages[b] != 0)).any():
-        lines.append("      no signal: every response is masked, none is clearly better or worse than the other side")
+        missing = groups.scores[b][groups.advantages[b] != 0].isnan().any()
+        why_all = "a score is missing" if missing else "none is clearly better or worse than the other side"
+        lines.append(f"      no signal: every response is masked, {why_all}")
     return "\n".join(lines)
 
 

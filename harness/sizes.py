@@ -1,10 +1,10 @@
 """The memory and time of a training step, computed from a model's shape by the formulas below.
 
-The model has W weights, of which U are trained: all, or LoRA's on a frozen base of 2 bytes a weight. It has L layers of
+The model has W weights, of which U are trained: all, or LoRA's on a frozen base. It has L layers of
 width d; their MLP has width f, keys and values k each. An activation takes a bytes: 4 in fp32, 2 in bf16. B prompts
 have N responses: rows of P + T tokens, in micro-batches of M tokens.
 
-    weights      4 U, and 2 W if the base is frozen; on a GPU 2 U more, for autocast's bf16 copy
+    weights      4 U, and a W if the base is frozen; on a GPU 2 U more, for autocast's bf16 copy
     training     12 U             fp32 gradients and Adam's two moments
     activations  a M (10 d + 2 k + 5 f) L, kept for the backward pass; with gradient checkpointing a M d L, plus one
                  layer in full
@@ -99,7 +99,7 @@ GPU = Machine(0.27 * 989e12, 2e12, 0.0002, 2)
 def memory(shape: Shape, s: Setting, activation_bytes: int) -> dict[str, float]:
     """Bytes by part, from the formulas above."""
     a, trained = activation_bytes, shape.lora(s.lora_rank) if s.lora_rank else shape.weights
-    frozen = 2 * shape.weights if s.lora_rank else 0
+    frozen = a * shape.weights if s.lora_rank else 0  # policy.placement
     kept = 10 * shape.width + 2 * shape.kv_width + 5 * shape.mlp  # numbers per token and layer
     layers = (shape.width * shape.layers + kept) if s.checkpointing else kept * shape.layers
     keys = 2 * a * shape.kv_width * shape.layers * (s.prompt_tokens + s.new_tokens)  # bytes per row
@@ -125,7 +125,7 @@ def seconds(shape: Shape, s: Setting, machine: Machine) -> dict[str, float]:
     F, rows = shape.linear + shape.vocabulary * shape.width, s.prompts * s.group_size
     tokens = s.prompts * s.prompt_tokens + rows * s.new_tokens
     passes = 1 + (1 if s.lora_rank else 2) + s.checkpointing
-    weight_bytes = (2 if s.lora_rank else machine.activation_bytes) * shape.weights  # as autocast rounds them
+    weight_bytes = machine.activation_bytes * shape.weights  # as autocast rounds them
     cache = memory(shape, s, machine.activation_bytes)["cache"] / 2  # half full, on average
     large = max(2 * F * rows / machine.flop, (weight_bytes + cache) / machine.bandwidth)
     a_token = machine.a_layer * shape.layers + large

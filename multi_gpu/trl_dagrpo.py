@@ -37,7 +37,8 @@ from policy import load_tokenizer
 from scoring import Scorer, verify
 from tasks import Problem
 
-REFUSED = ("resume", "plain", "lora_rank", "anchor_when", "extra_anchor", "overlong_buffer", "scale", "divisor", "kl")
+REFUSED = ("resume", "plain", "lora_rank", "anchor_when", "extra_anchor", "overlong_buffer", "scale", "divisor", "kl",
+           "record_changes", "report")  # fmt: skip
 IGNORED = ("micro_batch_tokens", "show_every", "log_rollouts_every")
 TRL_HELP = "further fields of GRPOConfig, values as JSON: use_vllm=true vllm_mode=colocate"
 
@@ -183,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
         with args.main_process_first(local=False):  # if there is no warm start yet, one process trains it for all
             if args.process_index == 0:
                 held.enter_context(runfolder.claim(out, resume=False, overwrite=config.overwrite))
-            task, start = load_task(config), find_start(config.init_from or config.model)
+            task, start = load_task(config), find_start(config.init_from or config.model, config.world)
         tokenizer = load_tokenizer(start, config.trust_remote_code)
         tokenizer.split_special_tokens = not tokenizer.chat_template  # sanitize_control_tokens, for plain prompts
         with one_line(f"TRL cannot train {start}", OSError, ValueError):

@@ -65,3 +65,13 @@ def test_control_characters_are_shown_and_not_sent_to_the_terminal(sent, capsys)
     said = capsys.readouterr().err
     assert shown.count(HOSTILE[sent]) == 4 and f"日本 é\n{HOSTILE[sent]}#2" in shown
     assert sent not in shown + said and (HOSTILE[sent] in said or sent == "\r")  # a line break is one blank of the line
+
+
+@pytest.mark.parametrize(("S", "why"), [([4.5, NAN], "a score is missing"), ([4.5, 4.0], "none is clearly better")])
+def test_a_group_that_is_masked_as_a_whole_says_why(S, why):
+    rollouts = SimpleNamespace(
+        problems=[tasks.Problem("1+1=", "2", "", "a")], texts=["#2", "#3"], is_anchor=torch.tensor([False, False])
+    )
+    A, keep = torch.tensor([[0.5, -0.5]]), torch.zeros(1, 2, dtype=torch.bool)
+    groups = Groups(rollouts, torch.tensor([[1.0, 0.0]]), torch.tensor([S]), A, keep, keep, responses=2, tokens=4)
+    assert f"every response is masked, {why}" in show(groups, 1, 3.0)

@@ -167,3 +167,12 @@ def test_a_scorer_with_too_few_scores_is_said(tiny, tiny_folder, tmp_path):
     trainer.scorer = lambda **_: [1.0]
     with pytest.raises(ValueError, match="1 scores for 12 responses"):
         trainer.train()
+
+
+def test_the_start_is_that_of_the_world(tmp_path, monkeypatch):
+    def found(begin, world):
+        raise SystemExit(f"the start of {world}")
+
+    monkeypatch.setattr(trl_dagrpo, "find_start", found)
+    with pytest.raises(SystemExit, match="the start of guess"):
+        trl_dagrpo.main(["--world", "guess", "--steps", "1", "--out", str(tmp_path / "run"), *SMALL])
