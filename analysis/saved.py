@@ -27,6 +27,15 @@ def write_rows(rows: pd.DataFrame | list[Any], path: Path) -> None:
     pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
 
 
+def check_writable(flag: str, path: Path) -> None:
+    """Ends the program with one line if the file cannot be written: before the work rather than after it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a", encoding="utf-8").close()
+    except OSError as error:
+        fail(f"{flag} {path}: cannot be written ({first_line(error)}); choose another file")
+
+
 def read_rows(kind: type, path: Path) -> pd.DataFrame:
     """Reads a CSV of write_rows with the columns of this dataclass; an empty cell is NaN, or "" in a column of text.
 

@@ -16,7 +16,6 @@ mean, and of all responses with their common mean (in place of p).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -26,10 +25,10 @@ import dagrpo
 import fast
 import scoring
 import tasks
+from analysis.experiments.questions import ask
 from analysis.stats import markdown, signed_interval, t_interval
-from harness.console import Parser, fail, progress
-from harness.warm_start import find_start
-from policy import Policy, load_policy
+from harness.console import Parser
+from policy import Policy
 from rollout import Rollouts
 
 G, GROUPS, MAX_NEW_TOKENS, ROWS = 8, 64, 64, 128  # ROWS: of a micro-batch
@@ -47,35 +46,35 @@ class Bias:
     bias: float  # mean of m over those groups, minus p
     cosine: float  # of the gradient of all groups and g
     ratio: float  # all groups
-    resampled: float  # groups with a signal alone
+    resampled: float  # groups with a signal alone: ratio / signal, as the others have gradient 0
 
 
 def gradient(policy: Policy, rollouts: Rollouts, A: Tensor) -> Tensor:
     """The mean over rows of A_i grad log pi(o_i), flat, (D,). A (N,)."""
-    parameters = [p for p in policy.model.parameters() if p.requires_grad]
+    trained = [weight for weight in policy.model.parameters() if weight.requires_grad]
     active = A.nonzero().squeeze(1)
     for rows in active.split(ROWS):
         logp = fast.token_logprobs(policy, rollouts, rows)[0]  # (n, t)
         mask = rollouts.mask[rows, : logp.shape[1]]
         (torch.where(mask, logp, 0.0).sum(dim=1) @ A[rows] / len(A)).backward()
-    found = torch.cat([p.grad.flatten() for p in parameters])
+    found = torch.cat([weight.grad.flatten() for weight in trained])
     policy.model.zero_grad()
     return found
 
 
-def measure(policy: Policy, problem: tasks.Problem, world: str) -> Bias | None:
-    """None if all responses are right, or all wrong."""
+def measure(policy: Policy, problem: tasks.Problem, world: str) -> list[Bias]:
+    """Of one question; none if all responses are right, or all wrong."""
     rollouts = fast.sample_groups(policy, [problem], [G * GROUPS], MAX_NEW_TOKENS)
     R = scoring.rewards(rollouts)  # (1, G * GROUPS)
     if R.min() == R.max():
-        return None
+        return []
     A = dagrpo.group_advantages(R.view(GROUPS, G))  # (GROUPS, G)
     p, means, signal = R.mean().item(), R.view(GROUPS, G).mean(dim=1), (A != 0).any(dim=1)
     true, grouped = gradient(policy, rollouts, (R - p).flatten()), gradient(policy, rollouts, A.flatten())
     cosine = torch.nn.functional.cosine_similarity(true, grouped, dim=0).item()
     ratio, share = (grouped @ true / true.square().sum()).item(), signal.float().mean().item()
     bias = means[signal].mean().item() - p
-    return Bias(world, problem.level, problem.question, p, share, bias, cosine, ratio, ratio / share)
+    return [Bias(world, problem.level, problem.question, p, share, bias, cosine, ratio, ratio / share)]
 
 
 def expected(p: float) -> tuple[float, float, float]:
@@ -102,27 +101,8 @@ def table(rows: pd.DataFrame) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.experiments.bias", description=__doc__)
-    parser.add_argument("--world", choices=tasks.WORLDS, default="plain", help="of the built-in task")
-    parser.add_argument("--model", metavar="ID_OR_DIR", help="a run or model folder; without it the world's warm start")
-    parser.add_argument("--questions", type=int, default=10, metavar="N", help="of each level that RL trains on")
-    parser.add_argument("--csv", metavar="FILE", help="also write the rows there")
-    args = parser.parse_args(argv)
-    if args.questions < 1:
-        fail("--questions must be at least 1")
-    world = tasks.WORLDS[args.world]
-    levels = {name: world.levels[name] for name in world.trained}
-    policy = load_policy(find_start(args.model, args.world))
-    torch.manual_seed(0)
-    asked = tasks.arithmetic("train", args.questions, seed=1, levels=levels)
-    found = [measure(policy, problem, args.world) for problem in progress(asked, desc="questions")]
-    rows = pd.DataFrame(row for row in found if row)
-    if rows.empty:
-        fail("no question had right and wrong responses: take more --questions")
-    if args.csv:
-        Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
-        rows.to_csv(args.csv, index=False, float_format="%.6g", lineterminator="\n")
-    left = len(found) - len(rows)
-    print(f"World {args.world}, {G * GROUPS} responses to a question; {left} questions had no right or no wrong one")
+    rows, world = ask(parser, measure, "plain", 30, argv)
+    print(f"World {world}, {G * GROUPS} responses to each of {len(rows)} questions with right and wrong ones")
     print(f"In brackets: the closed forms\n\n{table(rows)}")
 
 

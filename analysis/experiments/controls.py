@@ -133,7 +133,7 @@ def _number(text: str) -> int | str:
 
 # ---------------------------------------------------------------------------------------- the command line
 
-CHOICES = {"mask": MASKS, "own_score": OWN, "sft_bug": BUGS}  # what may stand behind KIND=
+CHOICES = {"mask": MASKS, "own_score": OWN, "sft_bug": BUGS}  # what may follow KIND=
 KINDS = ("random_mask", "score_as_reward", "score_noise", "positives", *CHOICES, *(f"flawed_{flaw}" for flaw in FLAWS))
 
 

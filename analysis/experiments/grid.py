@@ -108,8 +108,8 @@ def grid(world: str, rates: dict[str, str]) -> list[Job]:
         for updates in UPDATES:
             flags = ("--updates-per-batch", updates)
             for method in ("grpo", "rgra", "reinforce"):
-                add("ratio", f"{method}, {updates} updates", method, FEWER_SEEDS, flags=flags, rate_of="grpo")
-            add("ratio", f"positives, {updates} updates", "grpo", FEWER_SEEDS, flags=flags, control="positives")
+                add("ratio", f"{method}, updates {updates}", method, FEWER_SEEDS, flags=flags, rate_of="grpo")
+            add("ratio", f"positives, updates {updates}", "grpo", FEWER_SEEDS, flags=flags, control="positives")
     if world in ("guess", "plain"):
         for kind in OWN_SCORES:
             add("own", f"own score {kind}", "dagrpo_on", control=f"own_score={kind}")

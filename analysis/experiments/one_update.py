@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -37,11 +36,11 @@ import scoring
 import tasks
 from analysis.experiments.controls import random_like
 from analysis.experiments.masks import MASKS
+from analysis.experiments.questions import ask
 from analysis.stats import markdown, signed_interval, t_interval
 from dagrpo import METHODS
-from harness.console import Parser, fail, progress
-from harness.warm_start import find_start
-from policy import Policy, load_policy
+from harness.console import Parser
+from policy import Policy
 from rollout import Rollouts
 
 LR, G, MAX_NEW_TOKENS = 3e-5, 8, 64
@@ -137,26 +136,8 @@ def table(rows: pd.DataFrame) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.experiments.one_update", description=__doc__)
-    parser.add_argument("--world", choices=tasks.WORLDS, default="guess", help="of the built-in task")
-    parser.add_argument("--model", metavar="ID_OR_DIR", help="a run or model folder; without it the world's warm start")
-    parser.add_argument("--questions", type=int, default=200, metavar="N", help="of the levels that RL trains on")
-    parser.add_argument("--csv", metavar="FILE", help="also write the changes there")
-    args = parser.parse_args(argv)
-    if args.questions < 1:
-        fail("--questions must be at least 1")
-    world = tasks.WORLDS[args.world]
-    levels = {name: world.levels[name] for name in world.trained}
-    policy = load_policy(find_start(args.model, args.world))
-    torch.manual_seed(0)
-    asked = tasks.arithmetic("train", -(-args.questions // len(levels)), seed=1, levels=levels)[: args.questions]
-    found = [row for problem in progress(asked, desc="questions") for row in changes(policy, problem, args.world)]
-    if not found:
-        fail("no group had right and wrong responses: use more --questions")
-    rows = pd.DataFrame(found)
-    if args.csv:
-        Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
-        rows.to_csv(args.csv, index=False, float_format="%.6g", lineterminator="\n")
-    print(f"World {args.world}, {rows['question'].nunique()} questions; thousandths of a nat a token\n\n{table(rows)}")
+    rows, world = ask(parser, changes, "guess", 200, argv)
+    print(f"World {world}, {rows['question'].nunique()} questions; thousandths of a nat a token\n\n{table(rows)}")
 
 
 if __name__ == "__main__":

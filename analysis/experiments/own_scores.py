@@ -31,9 +31,9 @@ import dagrpo
 import rollout
 import scoring
 import tasks
-from analysis.saved import write_rows
+from analysis.saved import check_writable, write_rows
 from analysis.stats import markdown, spearman, t_interval
-from harness.console import Parser, fail, first_line, progress
+from harness.console import Parser, fail, progress
 from harness.warm_start import find_start
 from policy import Policy, load_policy
 from rollout import Groups, Rollouts
@@ -142,6 +142,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.problems < 1:
         fail("--problems must be at least 1")
+    if args.csv:
+        check_writable("--csv", Path(args.csv))
     world, rows = tasks.WORLDS[args.world], []
     level = world.trained[-1]
     problems = tasks.arithmetic("validation", args.problems, seed=1, levels={level: world.levels[level]})
@@ -152,10 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     if not rows:
         fail("no group has right and wrong responses, so nothing to order: use more --problems")
     if args.csv:
-        try:
-            write_rows(rows, Path(args.csv))
-        except OSError as error:
-            fail(f"--csv {args.csv}: cannot be written ({first_line(error)})")
+        write_rows(rows, Path(args.csv))
     print(table(pd.DataFrame(rows)))
 
 

@@ -28,6 +28,7 @@ import pandas as pd
 import scoring
 import tasks
 from analysis.experiments.controls import CARRIED, DROPPED, SWAPPED, WRONG, corrupt
+from analysis.saved import check_writable
 from analysis.stats import spearman
 from harness.console import Parser, fail, first_line, progress
 from judges.endpoint import Endpoint
@@ -125,11 +126,8 @@ def main(argv: list[str] | None = None) -> None:
         fail(f"--per-level must be from 1 to 1000, not {args.per_level}")
     if bool(args.judge_url) != bool(args.judge_name):
         fail("--judge-url and --judge-name go together: give both, or neither")
-    try:
-        if args.csv:
-            Path(args.csv).open("a", encoding="utf-8").close()  # fails before the work rather than after it
-    except OSError as error:
-        fail(f"--csv {args.csv}: cannot be written ({error.strerror}); choose another file")
+    if args.csv:
+        check_writable("--csv", Path(args.csv))
     scorers: dict[str, Scorer] = {"rule": scoring.rule_scores, "rule of maths": rule_of_maths, "R only": reward_only}
     if args.judge_model:
         scorers["local judge"] = load_judge(args.judge_model)

@@ -28,6 +28,6 @@ def sft_bug(groups: Groups, kind: str) -> Groups:
     micro = torch.arange(len(tokens)) // MICRO  # (B,)  which micro-batch a row is in
     if kind == "lost":
         return replace(groups, keep=groups.keep & (micro == micro.max())[:, None])
-    sums = torch.zeros(int(micro.max()) + 1).index_add(0, micro, tokens)  # (K,)  tokens of each micro-batch
+    sums = torch.zeros(int(micro.max()) + 1).index_add(0, micro, tokens)  # tokens of each of the K micro-batches, (K,)
     weight = sums.mean() / sums[micro]  # (B,)  1 / (K * its tokens), where it should be 1 / (all tokens)
     return replace(groups, advantages=groups.advantages * weight[:, None])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from analysis.experiments import one_update
+from analysis.experiments import one_update, questions
 from analysis.experiments.one_update import choices, shared_tokens
 from harness.warm_start import find_start
 from rollout import sample_groups
@@ -56,7 +56,7 @@ def test_shared_tokens_are_those_of_all_rows_from_the_start(tiny):
 
 
 def test_the_command_line(tiny_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(one_update, "find_start", lambda name, world: find_start(str(tiny_folder)))
+    monkeypatch.setattr(questions, "find_start", lambda name, world: find_start(str(tiny_folder)))
     monkeypatch.setattr("scoring.verify", lambda response, answer, ended=True: len(response) % 2 == 0)
     one_update.main(["--questions", "3", "--csv", str(tmp_path / "new" / "one.csv")])
     assert capsys.readouterr().out.count("| dr_grpo |") == 1

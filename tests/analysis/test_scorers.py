@@ -147,7 +147,7 @@ def test_the_http_judge_is_asked_for_every_case(monkeypatch, capsys):
         (["--per-level", "1000000"], "from 1 to 1000"),
         (["--judge-url", "http://localhost:1/v1"], "go together"),
         (["--judge-model", "no/such/folder/at/all"], "no/such/folder/at/all"),
-        (["--csv", "/no/such/folder/t.csv"], "cannot be written"),
+        (["--csv", "/dev/null/t.csv"], "cannot be written"),
         (["--what"], "--what"),
     ],
 )

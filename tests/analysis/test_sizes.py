@@ -77,6 +77,9 @@ def test_checkpointing_trades_memory_for_time_and_lora_gradients_for_rank():
     one = sizes.memory(SMALL, checked, 4)["activations"]
     assert one == 4 * 100 * (8 * 2 + 10 * 8 + 2 * 4 + 5 * 16)
     assert sizes.memory(SMALL, lora, 4)["training"] == 12 * SMALL.lora(1)
+    for a in (4, 2):  # a frozen base is fp32 on a CPU, bf16 on a GPU
+        held = (4 if a == 4 else 6) * SMALL.lora(1)
+        assert sizes.memory(SMALL, lora, a)["weights"] == a * SMALL.weights + held
 
 
 def test_a_decoding_step_takes_the_longer_of_products_and_memory_and_its_small_kernels():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tasks
-from maths import data
+from maths import data, puzzles
 from maths.puzzles import GOAL, combine, countdown, main, rows, search, solves
 from maths.verifier import readable, verify
 from scoring import score
@@ -140,6 +140,14 @@ def test_train_reads_what_the_command_writes(kind, tmp_path, capsys):
     assert len(problems) == 9 and not report.skipped
     assert {problem.level for problem in problems} == {"2", "3"}
     assert [p.demo for p in problems] == [json.loads(line)["solution"] for line in path.read_text().splitlines()]
+
+
+def test_it_gives_up_soon_where_there_are_no_more_problems(monkeypatch):
+    drawn = []
+    monkeypatch.setitem(puzzles.KINDS, "few", lambda rng, size, largest: drawn.append(1) or {"problem": "What is 1?"})
+    with pytest.raises(ValueError, match="there are no 1000000"):
+        puzzles.rows("few", [2], 10**6, tasks.split_of("What is 1?"))
+    assert len(drawn) == 1 + puzzles.TRIES
 
 
 @pytest.mark.parametrize(

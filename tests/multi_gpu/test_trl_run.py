@@ -103,6 +103,8 @@ BAD = {
     "not done": (["--lora-rank", "4"], "--lora-rank is not supported on TRL"),
     "resume": (["--resume"], "--resume is not supported on TRL"),
     "plain": (["--plain"], "--plain is not supported on TRL"),
+    "record changes": (["--record-changes"], "--record-changes is not supported on TRL"),
+    "report": (["--report", "wandb"], "--report is not supported on TRL"),
     "uneven updates": (["--batch-prompts", "3"], "must be a multiple of --updates-per-batch 2"),
     "unknown field": (["--trl", "vllm=true"], "--trl vllm=true: not a field of GRPOConfig"),
     "no value": (["--trl", "use_vllm"], "--trl use_vllm: not a field"),
