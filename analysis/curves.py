@@ -1,9 +1,10 @@
 """Training curves: reward, response length, entropy (the paper's Figure 2), gradient norm (Figure 3), kept share.
 
 One line per method, from any number of run folders of train.py. Every run is smoothed first: a running mean over its
-last N steps. A method with several seeds is drawn as the mean over seeds, in a band: the 95 % t-interval of that mean.
-A method with one seed has no band; its single steps are drawn faint behind its running mean. Runs of one method that
-differ in a flag are lines of their own, with the flag in the name.
+last N steps. A method with several seeds is drawn as the mean over seeds, in a band: the 95 % t-interval of that mean,
+or, with two seeds, from the one to the other, as a t-interval of two would fill the panel. A method with one seed has
+no band; its single steps are drawn faint behind its running mean. Runs of one method that differ in a flag are lines of
+their own, with the flag in the name.
 
 Writes into --out: curves.png, curves.csv (exactly what is drawn), curves.txt (the caption).
 
@@ -80,6 +81,8 @@ def curve(raw: pd.DataFrame, panel: str, method: str, smooth: int, most: float) 
     """CurvePoints of one method in one panel, from raw (steps, seeds). Steps where no seed has a value are left out."""
     smoothed = raw.rolling(smooth, min_periods=1).mean()  # (steps, seeds)
     mean, half = t_interval(smoothed.to_numpy())  # (steps,) each
+    apart = (smoothed.max(axis=1) - smoothed.min(axis=1)).to_numpy() / 2
+    half = np.where(smoothed.notna().sum(axis=1) == 2, apart, half)
     points = {"panel": panel, "method": method, "step": raw.index, "mean": mean}
     points |= {"low": np.maximum(mean - half, 0.0), "high": np.minimum(mean + half, most)}
     points |= {"seeds": smoothed.notna().sum(axis=1).to_numpy()}
@@ -176,7 +179,8 @@ def draw_legend(ax: Axes, points: pd.DataFrame) -> None:
         ax.plot([], [], label=textwrap.fill(f"{method} ({count(n, 'seed')})", 40), **style(i, 2))
     notes = [f"line: running mean over {count(points['smooth'].iloc[0], 'step')}"]
     notes += ["faint: single steps (one seed)"] if 1 in seeds.values else []
-    notes += ["band: 95 % t-interval of the mean over seeds"] if seeds.max() > 1 else []
+    notes += ["band: from one seed to the other"] if 2 in seeds.values else []
+    notes += ["band: 95 % t-interval of the mean over seeds"] if seeds.max() > 2 else []
     legend = ax.legend(loc="center", frameon=False, handlelength=4, title="\n".join(notes), title_fontsize=9)
     legend.set_in_layout(False)  # a long name must not make the panels narrow
 
@@ -190,8 +194,9 @@ def measure(runs: list[SavedRun], smooth: int, path: Path) -> str:
     caption = [
         f"Training curves against the step: {panels}.",
         f"Lines: the running mean over the last {count(smooth, 'step')} of each run, and of these the mean over seeds.",
-        "Bands: 95 % t-interval of the mean over seeds, cut to possible values. A method with one seed has none; its",
-        "single steps are drawn faint instead. A panel leaves out a method that has no such figure.",
+        "Bands: 95 % t-interval of the mean over seeds, cut to possible values; of two seeds, from one to the other.",
+        "A method with one seed has none; its single steps are drawn faint instead. A panel leaves out a method that",
+        "has no such figure.",
     ]
     return "\n".join([*caption, *describe(runs)])
 

@@ -115,6 +115,14 @@ def test_one_seed_is_its_running_mean_over_the_single_steps(tmp_path):
     assert {(point.seeds, point.smooth) for point in line} == {(1, 2)}
 
 
+def test_the_band_of_two_seeds_goes_from_one_to_the_other(tmp_path, capsys):
+    runs = [make_run(tmp_path / str(s), seed=s, reward=lambda step, s=s: 0.3 + 0.4 * s) for s in range(2)]
+    line = draw(tmp_path, *runs)["reward", "dagrpo"]
+    assert [(p.low, p.mean, p.high) for p in line] == [pytest.approx((0.3, 0.5, 0.7))] * 6
+    legend = curves.draw_curves(curves.read_csv(tmp_path / "figures" / "curves.csv")).axes[5].get_legend()
+    assert legend.get_title().get_text().endswith("band: from one seed to the other")
+
+
 def test_several_seeds_are_smoothed_and_then_their_mean_in_its_t_interval(tmp_path):
     runs = [make_run(tmp_path / str(s), seed=s, response_length=lambda step, s=s: step + 10 * s) for s in range(3)]
     line = draw(tmp_path, *runs, smooth=2)["response_length", "dagrpo"]
@@ -126,7 +134,7 @@ def test_several_seeds_are_smoothed_and_then_their_mean_in_its_t_interval(tmp_pa
 
 
 def test_bands_stay_where_shares_can_be(tmp_path):
-    runs = [make_run(tmp_path / str(s), seed=s, kept_fraction=lambda step, s=s: 0.4 + 0.2 * s) for s in range(2)]
+    runs = [make_run(tmp_path / str(s), seed=s, kept_fraction=lambda step, s=s: 0.1 + 0.4 * s) for s in range(3)]
     line = draw(tmp_path, *runs)["kept_fraction", "dagrpo"]
     assert (line[0].low, line[0].mean, line[0].high) == (0.0, 0.5, 1.0)
 
