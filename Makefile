@@ -14,7 +14,7 @@ DEMO_STEPS := 100
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
 
-demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (about 3 minutes on two cores); WORLD=plain
+demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (3 to 7 minutes on two cores); WORLD=plain
 	$(PY) eval.py --world $(WORLD) --k 0 --out $(DEMO)/start.json
 	for method in $(DEMO_METHODS); do \
 		$(PY) train.py --world $(WORLD) --method $$method --steps $(DEMO_STEPS) --seed 0 --out $(DEMO)/$$method --resume || exit; \
@@ -44,7 +44,7 @@ figures: .venv/ready  ## redraw every figure in results/ from its CSV, and print
 	$(PY) -m analysis.bench.sizes
 	$(PY) -m analysis.weights --from-csv results/weights/weights.csv
 
-test: .venv/ready  ## the tests (3 to 6 minutes)
+test: .venv/ready  ## the tests (3 to 15 minutes)
 	$(PY) -m pytest -m "not extra"
 
 test-all: test .venv/ready-extra  ## also tests that kill processes or need extras or real data, and the notebooks; lists skips
