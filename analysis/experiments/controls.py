@@ -9,6 +9,7 @@ reason apart. None is part of DaGRPO; train.py knows none of them: a control is 
     score_noise=SIGMA  Gaussian noise on S: how bad may a judge be before masking hurts? (methods that mask)
     mask=KIND          other ways to spend the scores than Eq. 8-9: masks.py (dr_grpo)
     own_score=KIND     S from what sampling knows, without a judge: own_scores.py (dagrpo_on, built-in task)
+    own_anchor=KIND    anchors are the policy's own successes, not demonstrations: own_anchors.py (dagrpo)
     positives          the rows with A > 0 alone: what do negatives do? (methods without a mask)
     sft_bug=KIND       SFT as two bugs make it: sft_bugs.py (sft)
     flawed_steps       anchors whose steps are wrong and whose answer is right: does the mask shield the update?
@@ -25,12 +26,14 @@ import random
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import scoring
 import train
+from analysis.experiments import own_anchors
 from analysis.experiments.masks import MASKS, other_mask
 from analysis.experiments.own_scores import OWN, own_score
 from analysis.experiments.sft_bugs import BUGS, sft_bug
@@ -133,7 +136,7 @@ def _number(text: str) -> int | str:
 
 # ---------------------------------------------------------------------------------------- the command line
 
-CHOICES = {"mask": MASKS, "own_score": OWN, "sft_bug": BUGS}  # what may follow KIND=
+CHOICES = {"mask": MASKS, "own_score": OWN, "own_anchor": own_anchors.KINDS, "sft_bug": BUGS}  # what may follow KIND=
 KINDS = ("random_mask", "score_as_reward", "score_noise", "positives", *CHOICES, *(f"flawed_{flaw}" for flaw in FLAWS))
 
 
@@ -144,6 +147,8 @@ def run(name: str, argv: list[str]) -> None:
     check(kind, config)
     if kind in CHOICES and value not in CHOICES[kind]:
         fail(f"{kind}={value}: choose from {', '.join(CHOICES[kind])}, as in {kind}={next(iter(CHOICES[kind]))}")
+    if value and kind not in CHOICES and kind != "score_noise":
+        fail(f"{name}: {kind} takes no value")
     sigma, delta = read_sigma(value) if kind == "score_noise" else 0.0, config.delta
     control = {
         "random_mask": partial(random_mask),
@@ -152,6 +157,7 @@ def run(name: str, argv: list[str]) -> None:
         "positives": partial(positives),
         "mask": partial(other_mask, kind=value, delta=delta),
         "own_score": partial(own_score, kind=value, delta=delta),
+        "own_anchor": own_anchors.own_anchors(value, delta, Path(config.out)),
         "sft_bug": partial(sft_bug, kind=value),
         **{f"flawed_{flaw}": partial(flawed, flaw=flaw) for flaw in FLAWS},
     }[kind]
@@ -178,6 +184,10 @@ def check(kind: str, config: Config) -> None:
         fail(f"{kind} is for methods that mask: {config.method} does not")
     if kind == "own_score" and (not config.recipe.rectify or config.recipe.anchors or config.data):
         fail(f"own_score is for a mask without demonstrations on the built-in task, dagrpo_on: not {config.method}")
+    if kind == "own_anchor" and (not config.recipe.anchors or not config.recipe.rectify):
+        fail(f"own_anchor is for a mask with anchors, dagrpo: not {config.method}")
+    if kind == "own_anchor" and (config.log_rollouts_every > 1 or config.scorer != "rule"):
+        fail("own_anchor keeps what rollouts.jsonl has of every step: leave out --log-rollouts-every and --scorer")
     if kind == "sft_bug" and config.recipe.rollouts:
         fail(f"sft_bug is for sft: {config.method} has rollouts")
     if kind in ("score_as_reward", "mask", "positives") and (config.recipe.rectify or not config.recipe.rollouts):

@@ -13,6 +13,8 @@ What is asked, fixed before the first run of a world:
     noise       in `guess` with Gaussian noise on S of 1, 2, 3 and 4, dagrpo_on, 3 seeds: how good must a judge be?
     masks       in `guess`, dr_grpo with `soft` and `pairs` of masks.py at dagrpo_on's rate, 10 seeds: docs/beyond.md
     own         in `guess` and `plain`, dagrpo_on with scores that need no judge, 10 seeds: docs/beyond.md
+    anchors     in `unseen`, two passes over the prompts (250 steps): dr_grpo, dagrpo, and dagrpo whose anchors are the
+                policy's own successes in place of demonstrations, 5 seeds: docs/beyond.md
     audit       in `guess`, sft with each of two bugs at sft's rate, and hpt at dagrpo's, 10 seeds: are mixed methods
                 ahead of SFT only where it is broken (2604.23747)?
     ratio       in `guess`, grpo, rgra (no ratio, no clip), reinforce (no baseline) and grpo's positives alone with 1, 2
@@ -61,6 +63,12 @@ MODULI = {2: "guess2", 5: "guess5", 10: "guess10"}  # worlds like `guess`
 SIGMAS = ("1", "2", "3", "4")
 OWN_SCORES = ("sure", "fluent", "steps")
 UPDATES = ("1", "2", "4")  # a batch
+TWO_PASSES = ("--steps", "250", "--log-rollouts-every", "1")
+OWN_ANCHORS = {  # label -> control and further flags
+    "own successes": ("own_anchor=fixed", ()),
+    "own successes, hard groups": ("own_anchor=fixed", ("--anchor-when", "hard")),
+    "own successes, true ratio": ("own_anchor=clipped", ()),
+}
 OUT = "results/worlds"
 SETTINGS = ["--steps", str(STEPS), "--save-every", "50", "--keep", "3", "--show-every", "0"]
 SETTINGS += ["--log-rollouts-every", str(BIN)]
@@ -110,6 +118,11 @@ def grid(world: str, rates: dict[str, str]) -> list[Job]:
             for method in ("grpo", "rgra", "reinforce"):
                 add("ratio", f"{method}, updates {updates}", method, FEWER_SEEDS, flags=flags, rate_of="grpo")
             add("ratio", f"positives, updates {updates}", "grpo", FEWER_SEEDS, flags=flags, control="positives")
+    if world == "unseen":
+        for method in ("dr_grpo", "dagrpo"):
+            add("anchors", f"{method}, two passes", method, SEEDS // 2, flags=TWO_PASSES)
+        for label, (control, more) in OWN_ANCHORS.items():
+            add("anchors", label, "dagrpo", SEEDS // 2, flags=(*TWO_PASSES, *more), control=control)
     if world in ("guess", "plain"):
         for kind in OWN_SCORES:
             add("own", f"own score {kind}", "dagrpo_on", control=f"own_score={kind}")
@@ -170,7 +183,7 @@ def run_stage(jobs: list[Job], root: Path, workers: int) -> None:
         side_by_side(works, f"{jobs[0].world}, {jobs[0].stage}", workers)
 
 
-STAGES = ("pilot", "sweep", "main", "controls", "guessable", "noise", "masks", "own", "audit", "ratio")
+STAGES = ("pilot", "sweep", "main", "controls", "guessable", "noise", "masks", "own", "anchors", "audit", "ratio")
 
 
 def main(argv: list[str] | None = None) -> None:

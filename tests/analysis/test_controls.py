@@ -175,6 +175,7 @@ def test_training_takes_flawed_anchors_and_scores_against_the_right_demonstratio
         ("score_noise=nan", [], "give a standard deviation"),
         ("score_noise", [], "give a standard deviation"),
         ("nothing", [], "there is no control nothing"),
+        ("random_mask=3", ["--method", "dagrpo_on"], "random_mask takes no value"),
         ("flawed_steps", ["--data", "x.jsonl"], "on the built-in task"),
         ("random_mask", ["--method", "dr_grpo"], "methods that mask"),
         ("score_noise=1", ["--method", "dr_grpo"], "methods that mask"),
