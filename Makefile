@@ -35,6 +35,7 @@ laptop: .venv/ready  ## a real model learns, on two cores: SFT, dr_grpo, dagrpo 
 figures: .venv/ready  ## redraw every figure in results/ from its CSV, and print the tables, without training
 	$(PY) -m analysis.first_figure
 	$(PY) -m analysis.curves --from-csv results/demo/curves.csv
+	$(PY) -m analysis.curves --from-csv results/laptop/curves.csv
 	$(PY) -m analysis.conflict --from-csv results/conflict/conflict.csv
 	$(PY) -m analysis.shared --from-csv results/shared/shared.csv
 	$(PY) -m analysis.bench.growth --from-csv results/growth/growth.csv

@@ -105,7 +105,8 @@ def message(points: pd.DataFrame) -> str:
     (first, *others), reward = ends.index, ends["mean"]
     ahead = sorted(others, key=lambda method: -reward[method])
     gaps = "".join(f", {method} {reward[method] - reward[first]:+.2f}" for method in ahead[:4])
-    seeds = "one seed each: no verdict" if ends["seeds"].max() == 1 else f"{ends['seeds'].min()} seeds or more"
+    fewest, most = ends["seeds"].min(), ends["seeds"].max()
+    seeds = "one seed each: no verdict" if most == 1 else f"{fewest} seeds {'each' if fewest == most else 'or more'}"
     return f"Reward at the end: {first} {reward[first]:.2f}{gaps} ({seeds})"
 
 
@@ -133,10 +134,14 @@ def draw_curves(points: pd.DataFrame) -> Figure:
 def places(methods: Iterable[str]) -> dict[str, int]:
     """The number of each method's style. Methods of ORDER have the same one in every figure; others take what is left.
 
-    >>> places(["sft", "dapo", "dagrpo_on", "gspo"])
-    {'sft': 7, 'dapo': 0, 'dagrpo_on': 1, 'gspo': 2}
+    >>> places(["sft", "dapo", "dagrpo_on after sft", "gspo"])
+    {'sft': 7, 'dapo': 0, 'dagrpo_on after sft': 1, 'gspo': 2}
     """
-    known = {method: ORDER.index(method) for method in methods if method in ORDER}
+    known: dict[str, int] = {}
+    for method in sorted(methods, key=lambda name: name not in ORDER):  # the style of `dr_grpo` is first of all its own
+        name = method.partition(" after ")[0]
+        if name in ORDER and ORDER.index(name) not in known.values():
+            known[method] = ORDER.index(name)
     left = (i for i in count_up() if i not in known.values())
     return {method: known[method] if method in known else next(left) for method in methods}
 
