@@ -132,7 +132,9 @@ def call(*command: str) -> None:
     """A process of its own, whose progress is seen; ends the program where it fails."""
     code = subprocess.run([sys.executable, *command]).returncode
     if code:
-        fail(f"{' '.join(command[:4])} ... ended with status {code}, see above; the same command goes on from there")
+        killed = " (killed: is there too little memory?)" if code == -9 else ""
+        what = f"{' '.join(command[:4])} ... ended with status {code}{killed}"
+        fail(f"{what}, see above; the same command goes on from there")
 
 
 def run(plan: Plan, stage: Stage, model: str, train: Path, out: Path) -> None:
@@ -241,7 +243,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", default="", metavar="DIR", help="where everything goes [runs/PLAN]")
     parser.add_argument("--train", metavar="FILE", help="of the plan gpu: problems with solutions")
     parser.add_argument("--test", metavar="FILE", help="of the plan gpu: problems to evaluate on")
-    for name in ("seeds", "steps", "sft_steps", "prompts", "tokens", "problems"):
+    for name in ("seeds", "steps", "sft_steps", "sft_batch", "prompts", "group_size", "tokens", "problems"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help="instead of the plan's")
     args = parser.parse_args(argv)
     given = {name: value for name, value in vars(args).items() if isinstance(value, int)}

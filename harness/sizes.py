@@ -25,6 +25,8 @@ large model samples on a CPU (fast/packed.py). `python -m analysis.bench.sizes` 
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -158,6 +160,16 @@ def this_cpu() -> Machine:
     return Machine(0.5 * 2 * 1024**3 / min(took), 1e10, 0.0005, 4)
 
 
+def memory_here() -> float:
+    """Bytes of the GPU, or without one of this computer; infinity where the system does not say."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # native Windows has no sysconf
+        return math.inf
+
+
 def forecast(config: Config, name: str, prompt_tokens: int) -> str:
     """One line on the memory and time that a run of the model `name` takes, before its weights are loaded.
 
@@ -178,9 +190,10 @@ def forecast(config: Config, name: str, prompt_tokens: int) -> str:
     took = seconds(shape, setting, machine)
     step = took["learner"] + (took["sampling"] if config.recipe.rollouts else 0)
     trained = shape.lora(config.lora_rank) if config.lora_rank else shape.weights
-    gb = peak(memory(shape, setting, machine.activation_bytes)) / 1e9
+    gb, here = peak(memory(shape, setting, machine.activation_bytes)) / 1e9, memory_here() / 1e9
+    short = f" (this machine has {here:.1f} GB: lower --micro-batch-tokens)" if gb > here else ""
     return (
-        f"{name}: {shape.weights / 1e6:,.0f} M weights. About (harness/sizes.py): {gb:.1f} GB of memory; {step:,.1f} s "
-        f"a step on {where}, {step * config.steps / 60:,.0f} min in all; at most {B * G * T:,} tokens of responses a "
+        f"{name}: {shape.weights / 1e6:,.0f} M weights. About (harness/sizes.py): {gb:.1f} GB of memory{short}; "
+        f"{step:,.1f} s a step on {where}, {step * config.steps / 60:,.0f} min in all; at most {B * G * T:,} tokens of responses a "
         f"step; {12 * trained / 1e9:.1f} GB a checkpoint\n"
     )

@@ -5,7 +5,7 @@
 #
 #   analysis/bench/gpu_run.sh MODEL_DIR gsm8k_train.parquet gsm8k_test.parquet OUT
 #   analysis/bench/gpu_run.sh MODEL_DIR gsm8k_train.parquet gsm8k_test.parquet OUT \
-#       --steps 1 --sft-steps 1 --prompts 2 --tokens 64 --problems 8
+#       --steps 1 --sft-steps 1 --sft-batch 8 --prompts 2 --tokens 64 --problems 8
 #
 # Everything is written into OUT as it goes (report.md, curves.png, the runs); the same command goes on where it stopped.
 set -euo pipefail

@@ -81,7 +81,18 @@ def test_the_forecast_is_the_formula_on_the_models_own_shape(tmp_path, monkeypat
     assert tokens < config.micro_batch_tokens, "a micro-batch is no larger than the batch"
     assert f"{sizes.peak(sizes.memory(shape, setting, 4)) / 1e9:.1f} GB of memory" in said
     assert f"{step:,.1f} s a step on this CPU" in said and "at most 512 tokens of responses a step" in said
-    assert said.count("\n") == 1
+    assert said.count("\n") == 1 and "this machine has" not in said
+    monkeypatch.setattr(sizes, "memory_here", lambda: 5e8)
+    assert "GB of memory (this machine has 0.5 GB: lower --micro-batch-tokens); " in sizes.forecast(
+        config, str(folder), 40
+    )
+
+
+def test_the_memory_of_this_machine_is_known_or_passed_over(monkeypatch):
+    assert 1e8 < sizes.memory_here() < 1e15
+    monkeypatch.delattr("os.sysconf")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert sizes.memory_here() == float("inf")
 
 
 def test_of_a_small_model_or_one_of_unknown_shape_nothing_is_said(tmp_path, model_folder):
