@@ -209,8 +209,12 @@ def why_masked(name: str) -> None:
     print(f"\n   Why {name} keeps or masks in group a (Eq. 8-9, delta = 3)\n")
     for i, why in enumerate(reasons(view.A[:1], view.S[:1])[0]):
         print(f"     a{i}  {why}")
-    print("\n   a1 is right, but masked: the update ignores it. Yet it sets the bar for the wrong ones, because Eq. 9")
-    print("   compares with the worst positive, masked or not: only what scores at most 4.5 - 3 is pushed down.")
+    if view.A[0, 1] > 0 and not view.keep[0, 1]:
+        print(
+            "\n   a1 is right, but masked: the update ignores it. Yet it sets the bar for the wrong ones, because Eq. 9"
+        )
+        print("   compares with the worst positive, masked or not: only what scores at most 4.5 - 3 is pushed down.")
+        print("   a2 has a wrong step. It is pushed up all the same: its score is clearly better than any wrong one's.")
 
 
 def by_response(names: list[str], moved: bool) -> None:
@@ -273,11 +277,14 @@ def main(argv: list[str] | None = None) -> None:
         f"\n   and on each token of a{PAIR[0]} and a{PAIR[1]}, which share most of their text. Eq. 6 is about the net"
     )
     print("   push on shared tokens: with opposite signs and equal lengths, the pushes cancel exactly. A mask or token")
-    print("   weights change that.")
+    print(
+        f"   weights change that. $ is the end token. A constant divisor is 16 responses times {MAX_NEW_TOKENS} tokens:"
+    )
+    print(f"   A = .50 pushes a token by {1000 * 0.5 / (16 * MAX_NEW_TOKENS):.1f} thousandths.")
     by_token(names, moved=False)
     print("\n3. The second update on the batch: ratios are 1, 0.75 and 1.35 in turn. Push on each response\n")
     by_response(names, moved=True)
-    print("\n   and on each token. c: clipped, or outside the trust region")
+    print("\n   and on each token. c: clipped (dppo: outside its trust region)")
     by_token(names, moved=True)
 
 

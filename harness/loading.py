@@ -48,7 +48,13 @@ def no_hub() -> bool:
 def loading(name: str) -> Iterator[None]:
     """Goes around all that reads the model `name`: any error becomes one line, as no two damaged folders fail alike."""
     there = os.path.exists(name)  # noqa: PTH110  Path.exists raises if a folder may not be entered
-    where = "" if there else " (no such folder here, and no way to the hub)" if no_hub() else " (no such folder here)"
+    where = (
+        ""
+        if there
+        else " (no such folder here, and no way to the hub: give the folder of a download)"
+        if no_hub()
+        else " (no such folder here)"
+    )
     with one_line(f"{name} cannot be loaded{where}", Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", "Found missing adapter keys")  # peft would go on with random ones

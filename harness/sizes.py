@@ -194,6 +194,6 @@ def forecast(config: Config, name: str, prompt_tokens: int) -> str:
     short = f" (this machine has {here:.1f} GB: lower --micro-batch-tokens)" if gb > here else ""
     return (
         f"{name}: {shape.weights / 1e6:,.0f} M weights. About (harness/sizes.py): {gb:.1f} GB of memory{short}; "
-        f"{step:,.1f} s a step on {where}, {step * config.steps / 60:,.0f} min in all; at most {B * G * T:,} tokens of responses a "
-        f"step; {12 * trained / 1e9:.1f} GB a checkpoint\n"
+        f"{step:,.1f} s a step on {where}, {step * config.steps / 60:,.0f} min in all; at most {B * G * T:,} tokens of "
+        f"responses a step; {12 * trained / 1e9:.1f} GB a checkpoint\n"
     )

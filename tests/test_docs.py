@@ -211,7 +211,7 @@ COMMANDS = {page: [found for command in commands(text) if (found := ours(command
 
 
 def test_commands_are_found():
-    assert ("train.py", ["--method", "dagrpo", "--steps", "20", "--out", "runs/look"]) in COMMANDS["README.md"]
+    assert ("train.py", ["--method", "sft", "--steps", "60", "--out", "runs/sft"]) in COMMANDS["README.md"]
     assert {"train.py", "eval.py", "analysis.viewer", "fast"} <= {program for program, _ in COMMANDS["README.md"]}
     assert "multi_gpu/trl_dagrpo.py" in {program for program, _ in COMMANDS["multi_gpu.md"]}
     assert "--resume" in flags_of("train.py") and "--k" in flags_of("eval.py")
@@ -243,11 +243,24 @@ def test_the_flags_that_a_page_names_alone_exist(page):
             assert {flag for flag in re.findall(r"--[\w-]+", code) if "_" not in flag} <= known, code
 
 
+def test_the_readmes_variant_needs_no_line_but_its_own(monkeypatch):
+    from test_dagrpo import test_every_recipe_is_in_one_family as families_are_whole
+    from test_recipes import test_every_recipe_is_pinned as papers_are_pinned
+
+    ((name, recipe),) = re.findall(r'^"(\w+)": (Recipe\(.*\)),$', README, re.MULTILINE)
+    monkeypatch.setitem(dagrpo.METHODS, name, eval(recipe, {"Recipe": dagrpo.Recipe}))
+    papers_are_pinned()
+    families_are_whole()
+
+
 # ---------------------------------------------------------------------------------------- the walk with the debugger
 
 
 RATIOS, CLIPPED = "p (logp - update.logp_old).exp()[:, :5]", "p surrogate(logp, update, recipe)[1][:, :5]"
 TYPED = [
+    "u",
+    "p rollouts.texts[8:]",
+    "d",
     "p advantages",
     "p scores",
     "r",
@@ -269,6 +282,8 @@ def walk(tiny_folder, tmp_path_factory):
     command = next(command for command in commands(README) if "-m pdb" in command)
     words, out = shlex.split(command)[1:], tmp_path_factory.mktemp("walk") / "run"
     words[words.index("runs/pdb")] = str(out)
+    if sys.version_info[:3] == (3, 13, 0):  # as the README says
+        words.insert(words.index("train.py"), "--")
     run = [sys.executable, *words, "--model", str(tiny_folder)]
     typed = "\n".join([*TYPED, "q\n"])
     done = subprocess.run(run, cwd=ROOT, input=typed, capture_output=True, text=True, timeout=300)
@@ -285,11 +300,13 @@ def test_the_debugger_stops_where_the_readme_says(walk):
     printed, _ = walk
     stops = re.findall(r"^(?:\(Pdb\) )?> .*?/(\w+)\.py\(\d+\)(\w+)\(\)", printed, re.MULTILINE)
     mask, loss, up = ("dagrpo", "rectification_mask"), ("dagrpo", "policy_loss"), ("train", "backward")
-    assert [stop for stop in stops if stop != ("train", "<module>")] == [mask, mask, loss, up, loss, loss]
+    collect = ("train", "collect")
+    wanted = [mask, collect, mask, mask, loss, up, loss, loss]
+    assert [stop for stop in stops if stop != ("train", "<module>")] == wanted
     assert "***" not in printed  # pdb's mark of an error
     answers = dict(zip(TYPED, printed.split("(Pdb) ")[1:], strict=False))
     shown = {typed: answer.split("[")[0] for typed, answer in answers.items() if typed.startswith("p ")}
-    assert shown == {typed: "" if typed.endswith("texts") else "tensor(" for typed in shown}
+    assert shown == {typed: "" if "texts" in typed else "tensor(" for typed in shown}
     assert set(re.findall(r"\d\.\d+", answers[RATIOS])) - {"1.0000"} and "nan" in answers[RATIOS]  # moved; an anchor
     assert answers[CLIPPED].count("False") > 4
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from helpers import groups_of, weights
 
 import dagrpo
 import scoring
@@ -11,7 +12,6 @@ from analysis.experiments import controls
 from analysis.experiments.own_anchors import Success, exchange, remember
 from rollout import Groups, Rollouts
 from tasks import Problem
-from tests.helpers import groups_of, weights
 
 NAN = float("nan")
 OLD = Success("12+5=17;#17", [7, 8, 9, 2], [-0.1, -0.2, -0.3, -0.4], 9.0, True)

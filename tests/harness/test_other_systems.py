@@ -39,3 +39,9 @@ def test_a_run_and_its_evaluation_without_what_other_systems_do_not_have(tiny_fo
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "eval.json").exists() and "Traceback" not in done.stderr
+
+
+def test_a_python_without_torch_is_told_what_to_do():
+    """`-S`: without the environment's packages."""
+    done = subprocess.run([sys.executable, "-S", "train.py"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and ". .venv/bin/activate" in done.stderr
