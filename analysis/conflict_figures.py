@@ -179,7 +179,7 @@ def draw_conflict(points: pd.DataFrame) -> Figure:
             error_bars(ax, line["x"], line, label=model, **(style(i, 2) | {"marker": "o"}))
         ax.set(ylabel="cosine of g, right and wrong response", **PAIR_PANELS[panel])
         other = ax.secondary_yaxis("right", functions=(np.negative, np.negative))
-        other.set_ylabel("cosine of A g; -1: they cancel")
+        other.set_ylabel("cosine of A g; -1: they cancel", labelpad=1, fontsize=9)
         ax.axhline(0, color="0.6", linewidth=0.8)
         ax.grid(alpha=0.3)
     axes[0, 0].axvline(3, color="0.4", linestyle=":", linewidth=1)
@@ -188,7 +188,22 @@ def draw_conflict(points: pd.DataFrame) -> Figure:
         draw_net(ax, points[(points["panel"] == "net") & (points["setup"] == setup)], models)
         ax.set(title=title, ylabel="|v+ + v-| / (|v+| + |v-|)", ylim=(0, 1.02))
     axes[0, 1].legend(fontsize=8, title="mask", loc="lower right")
+    figure.suptitle(f"{conflict_message(points)}\n{LETTERS}", fontsize=10)
+    figure.get_layout_engine().set(w_pad=0.1)
     return figure
+
+
+LETTERS = """g: the gradient of a response's log-prob; v+, v-: sums of A g over right and over wrong responses.
+Net share 1: nothing cancels; 0.71 (dotted): v+ and v- are of equal length and at right angles."""
+
+
+def conflict_message(points: pd.DataFrame) -> str:
+    """The figure's title: how much the mask of Eq. 8-9 changes the net share, over policies and setups."""
+    net = points[points["panel"] == "net"].pivot_table(index=["setup", "model"], columns="name", values="mean")
+    if not {"none", "Eq. 8-9"} <= set(net):
+        return "Do gradients conflict?"
+    change = 100 * (net["Eq. 8-9"] - net["none"])
+    return f"The mask changes the net share of groups and batches by {change.min():+.1f} to {change.max():+.1f} points"
 
 
 def error_bars(ax: Axes, x: Any, line: pd.DataFrame, **look: Any) -> None:

@@ -65,11 +65,11 @@ class Plan:
 
 PLANS = {
     "laptop": Plan(
-        "chains of sums in English, two CPU cores", 24, 16, "1e-5", 60, 4, 8, 48, "1e-5", 2, 200,
+        "chains of sums in English, sized for two CPU cores", 24, 16, "1e-5", 60, 4, 8, 48, "1e-5", 2, 200,
         puzzle=("chains", [3, 4, 5], 20), more=("--updates-per-batch", "1"),
     ),
     "gpu": Plan(
-        "GSM8K, one H100", 60, 64, "2e-5", 60, 16, 8, 256, "5e-6", 1, 500,
+        "GSM8K, sized for one H100", 60, 64, "2e-5", 60, 16, 8, 256, "5e-6", 1, 500,
         instruction="Give the final answer after ####.", more=("--micro-batch-tokens", "65536"),
     ),
 }  # fmt: skip

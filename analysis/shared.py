@@ -183,7 +183,18 @@ def draw_shared(points: pd.DataFrame) -> Figure:
         fill = "white" if mask == NONE else "0.3"
         axes[2, 3].plot([], [], marker=marker, linestyle="none", color="0.3", markerfacecolor=fill, label=mask)
     axes[2, 3].legend(loc="center", frameon=False, title="by level, all steps; mask:\n(colours as above)")
+    figure.suptitle(shared_message(points))
     return figure
+
+
+def shared_message(points: pd.DataFrame) -> str:
+    """The figure's title: for the first method, how much of the mass cancels under each mask."""
+    first = points["method"].iloc[0] if len(points) else ""
+    here = points[(points["method"] == first) & (points["level"] == "every") & (points["panel"] == "cancelled in all")]
+    shares = ", ".join(f"{name} {share:.2f}" for name, share in zip(here["mask"], here["mean"], strict=True))
+    return (
+        f"How much of the pushes of {first} cancels on tokens that right and wrong responses share, by mask: {shares}"
+    )
 
 
 def draw_levels(ax: Axes, points: pd.DataFrame, methods: list[str]) -> None:

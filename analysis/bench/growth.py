@@ -93,7 +93,18 @@ def draw_growth(points: pd.DataFrame) -> Figure:
     axes[1, 0].set_ylim(0, 1.1 * points["peak_gb"].max())
     axes[1, 0].set_ylabel("peak memory of the process, GB")
     axes[0, 0].legend(fontsize=8)
+    figure.suptitle(growth_message(points), fontsize=10)
     return figure
+
+
+def growth_message(points: pd.DataFrame) -> str:
+    """The figure's title: how many times longer the largest size takes than the smallest, and what is in proportion."""
+    parts = []
+    for name, (label, _) in VARIED.items():
+        here = line(points, name)
+        times, size = here["step"].iloc[-1] / here["step"].iloc[0], here[name].iloc[-1] / here[name].iloc[0]
+        parts.append(f"{times:.1f} times for {size:.0f} times the {label}")
+    return f"Seconds a step grow {', '.join(parts)}"
 
 
 def draw_seconds(ax: Axes, here: pd.DataFrame, name: str) -> None:

@@ -12,6 +12,7 @@ python -m analysis.experiments.worlds    reads and writes results/worlds
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +69,17 @@ def draw_worlds(curves: pd.DataFrame) -> Figure:
             ax.title.set_fontsize(9)
             ax.set_ylim(bottom=0)
             ax.grid(alpha=0.3)
-        row.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+        ends = at_the_end(curves[curves["world"] == world], labels, about)
+        row.suptitle(f"{title}\n{ends}", x=0.01, ha="left", fontsize=11, fontweight="bold")
         row.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, handlelength=3.5)
     return figure
+
+
+def at_the_end(rows: pd.DataFrame, labels: Iterable[str], column: str) -> str:
+    """The means over seeds of the last ten steps, for a row's title."""
+    last = rows[rows["step"] == rows["step"].max()].groupby("label")[column].mean()
+    ends = ", ".join(f"{label} {last[label]:.2f}" for label in labels if label in last)
+    return f"{UNITS[column]} at the end: {ends}".replace("\n", " ")
 
 
 # ---------------------------------------------------------------------------------------- who is ahead?
