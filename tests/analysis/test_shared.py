@@ -161,6 +161,10 @@ def test_the_csv_is_what_is_drawn(tmp_path):
     assert [ax.get_ylabel() for ax in figure.axes[:3]] == list(PANELS.values())
     drawn = [list(line.get_ydata()) for line in figure.axes[0].lines]
     assert [0.5, 0.5, 0.5] in drawn
+    ends = pd.DataFrame(points).query("panel == 'cancelled in all' and level == 'every'").set_index("mask")["mean"]
+    assert figure.get_suptitle().endswith(
+        f"none {ends['none']:.2f}, random {ends['random']:.2f}, Eq. 8-9 {ends['Eq. 8-9']:.2f}"
+    )
 
 
 def test_a_line_that_is_just_being_written_is_not_read(tmp_path):
