@@ -93,7 +93,7 @@ def as_rows(rollouts: Rollouts, found: list[Success | None], kind: str) -> Rollo
     )
     logp = [success.logp + [0.0] * (width - len(success.logp)) for _, success in given]
     mask, tokens, logp = padded >= 0, padded.clamp(min=0), torch.tensor(logp, device=device)  # (n, T)
-    unknown = torch.full(mask.shape, torch.nan).masked_fill(~mask, 0.0)
+    unknown = torch.full(mask.shape, torch.nan, device=device).masked_fill(~mask, 0.0)
     return replace(
         rollouts,
         tokens=tokens,
