@@ -33,12 +33,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from harness import evaluation
 
 if __name__ == "__main__":  # --help and a mistyped flag are answered before the other imports, which take seconds
     evaluation.read_flags(sys.argv[1:], __doc__)
+
+import torch
 
 import fast
 import rollout

@@ -6,5 +6,3 @@ from importlib.util import find_spec
 if find_spec("torch") is None:
     print("error: this Python has no torch: `make demo` makes .venv; then . .venv/bin/activate", file=sys.stderr)
     sys.exit(2)
-if "torch" not in sys.modules and sys.stderr.isatty():
-    print("loading PyTorch ...", file=sys.stderr)  # takes seconds

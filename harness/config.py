@@ -4,22 +4,26 @@ A preset is a list of flags, as you would type them; flags that you give with it
 (dagrpo.METHODS) follows its paper; --scale, --divisor, --kl, --anchor-ratio and --anchor-when override the recipe.
 
 Each class here is a group of flags in --help; `Config` has them all. transformers' HfArgumentParser makes the flags.
+
+dagrpo.py is imported where it is read: it needs torch, which takes seconds, and --help must not wait for that.
 """
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from math import inf
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import HfArgumentParser
 
-import dagrpo
 import tasks
-from dagrpo import INF, Recipe
-from harness.console import Parser, fail
+from harness.console import Parser, fail, loading_torch
 from judges.endpoint import LONG, SHORT
 from maths.data import INSTRUCTION
+
+if TYPE_CHECKING:
+    from dagrpo import Recipe
 
 PRESETS = {
     "builtin": (
@@ -59,7 +63,7 @@ def flag(default: Any, text: str, metavar: str | None = None, **more: Any) -> An
 class Target:
     """what to train, and where to write"""
 
-    method: str = flag("dagrpo", f"one of {', '.join(dagrpo.METHODS)}", "M", choices=list(dagrpo.METHODS))
+    method: str = flag("dagrpo", "one of those that `python dagrpo.py` lists, such as grpo or dagrpo_on", "M")
     out: str = flag("", "the run folder [runs/METHOD]", "DIR")
     steps: int = flag(100, "one rollout batch each", "N")
     seed: int = flag(0, "order of prompts, and sampling", "S")
@@ -192,12 +196,16 @@ class Config(*reversed(GROUPS)):  # reversed, so that fields keep the order of G
 
     @property
     def recipe(self) -> Recipe:
-        """The method's recipe, with the choices that flags override."""
-        given = {
-            name: getattr(self, name) for name in ("anchor_ratio", "scale", "divisor", "kl") if getattr(self, name)
-        }
+        """The method's recipe, with the choices that flags override. Ends the program if there is no such method."""
+        loading_torch()
+        from dagrpo import METHODS
+
+        if self.method not in METHODS:
+            fail(f"--method {self.method}: there is no such method; choose from {', '.join(METHODS)}")
+        names = ("anchor_ratio", "scale", "divisor", "kl")
+        given = {name: getattr(self, name) for name in names if getattr(self, name)}
         hard = {"gate": 0} if self.anchor_when == "hard" else {}
-        return replace(dagrpo.METHODS[self.method], **given, **hard)
+        return replace(METHODS[self.method], **given, **hard)
 
 
 class ConfigParser(Parser, HfArgumentParser):
@@ -251,7 +259,7 @@ def check_numbers(settings: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         shown, least, most = f"--{name.replace('_', '-')}", LEAST.get(name, 0), MOST.get(name, 2**31 - 1)
-        if value in (INF, -INF) or value != value:
+        if value in (inf, -inf) or value != value:
             fail(f"{shown} must be a finite number, not {value}")
         if value < least:
             why = ": a group needs something to compare with" if name == "group_size" else ""

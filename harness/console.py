@@ -54,6 +54,12 @@ def need(module: str, what: str) -> ModuleType:
         fail(f"{what} needs the package {module}: .venv/bin/python -m pip install -r requirements-extra.txt")
 
 
+def loading_torch() -> None:
+    """One line on a terminal before the seconds in which torch is imported; none if it is there already."""
+    if "torch" not in sys.modules and sys.stderr.isatty():
+        print("loading PyTorch ...", file=sys.stderr)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, and help texts that are shown as they are written."""
 

@@ -8,10 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from harness.config import ConfigParser, check_memory, check_numbers, flag
-from harness.console import fail, one_line
+from harness.console import fail, loading_torch, one_line
 from harness.files import aside
 from maths import benchmarks, data
 from tasks import WORLDS, Problem
@@ -68,7 +66,9 @@ class Settings:
 def read_flags(argv: list[str], about: str | None) -> Settings:
     """The flags, not checked yet. This file imports no model code, so that --help is quick."""
     parser = ConfigParser((Settings,), prog="eval.py", description=about, usage="python eval.py --model M [flags]")
-    return Settings(**vars(parser.parse_args(argv)))
+    settings = Settings(**vars(parser.parse_args(argv)))
+    loading_torch()
+    return settings
 
 
 def parse(argv: list[str], about: str | None) -> tuple[Settings, dict[str, tuple[list[Problem], int]], Path | None]:
@@ -159,6 +159,8 @@ def place_output(settings: Settings) -> Path | None:
 
 def write(settings: Settings, policy: Policy, out: Path, parts: dict[str, Any]) -> None:
     """Writes the results as JSON. The file is renamed when complete: a killed evaluation leaves the old one there."""
+    import torch  # takes seconds, for which --help must not wait
+
     first = next((name for name in parts if name in benchmarks.BUILT_IN), next(iter(parts)))
     record = {"settings": asdict(settings) | settings.protocol(first), "benchmarks": parts}
     record |= {"seconds": sum(part["seconds"] for part in parts.values())}

@@ -24,7 +24,6 @@ from urllib.parse import urlsplit
 
 from harness.console import fail, need
 from judges.prompt import FIELDS, JudgeDown, prompt, read_score
-from scoring import EXAMPLE_PROBLEM
 
 LONGEST_WAIT = 60.0  # seconds before a request is repeated, even if Retry-After asks for more
 LARGEST = 2**20  # bytes of a reply, unpacked; the object takes about 60, and 8,192 tokens of thinking about 40,000
@@ -200,6 +199,8 @@ async def settle(client: Any, endpoint: Endpoint) -> tuple[dict[str, Any], str]:
         "max_": ["max_tokens", "max_completion_tokens"],
     }
     tokens, calls, found, scored = endpoint.reply_tokens or SHORT, 0, None, False
+    from scoring import EXAMPLE_PROBLEM  # imports torch, for which --help must not wait
+
     text = prompt(EXAMPLE_PROBLEM, EXAMPLE_PROBLEM.demo)
     while True:
         asked = (*(ways[0] for ways in left.values()), tokens)

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 
+import pytest
 from helpers import ROOT
 from transformers import AutoTokenizer
 
@@ -45,3 +46,13 @@ def test_a_python_without_torch_is_told_what_to_do():
     """`-S`: without the environment's packages."""
     done = subprocess.run([sys.executable, "-S", "train.py"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and ". .venv/bin/activate" in done.stderr
+
+
+@pytest.mark.parametrize("file", ["train.py", "eval.py"])
+@pytest.mark.parametrize(("flag", "status"), [("--help", 0), ("--methd", 2)])
+def test_help_and_a_mistyped_flag_are_answered_without_torch(file, flag, status):
+    code = "import runpy, sys; sys.argv = sys.argv[1:]\n"
+    code += "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    code += f"except SystemExit as end:\n    assert end.code in ({status}, None) and 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, file, flag], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and (done.stdout if status == 0 else done.stderr).strip(), done.stderr
