@@ -131,7 +131,7 @@ def test_a_run_that_fails_is_told(tmp_path, capsys, monkeypatch):
     job = grid.Job("plain", "main", "grpo", "no such method", 0)
     with pytest.raises(SystemExit):
         grid.run_stage([job], tmp_path, workers=1)
-    assert "invalid choice" in capsys.readouterr().out
+    assert "there is no such method" in capsys.readouterr().out
 
 
 ACCURACY = Claim("C1", "", ("a", "b"), difference("accuracy"), 0.02, "accuracy")
