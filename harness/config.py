@@ -63,7 +63,7 @@ def flag(default: Any, text: str, metavar: str | None = None, **more: Any) -> An
 class Target:
     """what to train, and where to write"""
 
-    method: str = flag("dagrpo", "one of those that `python dagrpo.py` lists, such as grpo or dagrpo_on", "M")
+    method: str = flag("dagrpo", "one of those that `python dagrpo.py` lists, such as grpo, dr_grpo, sft", "M")
     out: str = flag("", "the run folder [runs/METHOD]", "DIR")
     steps: int = flag(100, "one rollout batch each", "N")
     seed: int = flag(0, "order of prompts, and sampling", "S")
