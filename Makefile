@@ -72,7 +72,7 @@ lock:  ## pin the newest versions that pyproject.toml allows (needs uv)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is missing or older than 3.11; name another Python: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv .venv
-	@echo "installing PyTorch and others; with CUDA, unpacking 6 GB takes minutes in which nothing is printed"
+	@echo "installing PyTorch and other packages; the CUDA build unpacks 6 GB, and nothing is printed for some minutes"
 	.venv/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r requirements.txt
 	@touch $@
 

@@ -200,10 +200,12 @@ Net share 1: nothing cancels; 0.71 (dotted): v+ and v- are of equal length and a
 def conflict_message(points: pd.DataFrame) -> str:
     """The figure's title: how much the mask of Eq. 8-9 changes the net share, over policies and setups."""
     net = points[points["panel"] == "net"].pivot_table(index=["setup", "model"], columns="name", values="mean")
-    if not {"none", "Eq. 8-9"} <= set(net):
+    if not set(MASKS) <= set(net):
         return "Do gradients conflict?"
-    change = 100 * (net["Eq. 8-9"] - net["none"])
-    return f"The mask changes the net share of groups and batches by {change.min():+.1f} to {change.max():+.1f} points"
+    none, *masks = MASKS
+    ranges = [(net[mask] - net[none]).agg(["min", "max"]) for mask in masks]
+    parts = [f"{mask} by {low:+.3f} to {high:+.3f}" for mask, (low, high) in zip(masks, ranges, strict=True)]
+    return f"How masks change the net share of groups and batches: {', '.join(parts)}"
 
 
 def error_bars(ax: Axes, x: Any, line: pd.DataFrame, **look: Any) -> None:

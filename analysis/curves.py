@@ -184,7 +184,7 @@ def draw_legend(ax: Axes, points: pd.DataFrame) -> None:
         ax.plot([], [], label=textwrap.fill(f"{method} ({count(n, 'seed')})", 40), **style(i, 2))
     notes = [f"line: running mean over {count(points['smooth'].iloc[0], 'step')}"]
     notes += ["faint: single steps (one seed)"] if 1 in seeds.values else []
-    notes += ["band: from one seed to the other"] if 2 in seeds.values else []
+    notes += ["band: from one seed to the other"] if (points["seeds"] == 2).any() else []
     notes += ["band: 95 % t-interval of the mean over seeds"] if seeds.max() > 2 else []
     legend = ax.legend(loc="center", frameon=False, handlelength=4, title="\n".join(notes), title_fontsize=9)
     legend.set_in_layout(False)  # a long name must not make the panels narrow

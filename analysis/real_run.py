@@ -3,7 +3,7 @@
     before    the model as it is
     sft       a short SFT on demonstrations, without which a small model is hardly ever right
     METHODS   each from where the seed's SFT has ended
-    sft more  the control of a sceptic: SFT that goes on, for as many rows computed as a method of RL takes
+    sft more  the control of a sceptic: SFT that goes on, for as many passes of a row through the model as RL takes
 
 After each: greedy accuracy and avg@4 at temperature 1 on problems that no training has seen. Writes into --out as it
 goes, and goes on where it was stopped: data/, a run folder for each of the above, report.md (tables with intervals, ten

@@ -4,5 +4,8 @@ import sys
 from importlib.util import find_spec
 
 if find_spec("torch") is None:
-    print("error: this Python has no torch: `make demo` makes .venv; then . .venv/bin/activate", file=sys.stderr)
+    print(
+        "error: this Python has no torch: run `make demo` once to create .venv, then activate it: . .venv/bin/activate",
+        file=sys.stderr,
+    )
     sys.exit(2)

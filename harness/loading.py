@@ -51,7 +51,7 @@ def loading(name: str) -> Iterator[None]:
     where = (
         ""
         if there
-        else " (no such folder here, and no way to the hub: give the folder of a download)"
+        else " (no such folder here, and the hub cannot be reached: give the folder of a downloaded model)"
         if no_hub()
         else " (no such folder here)"
     )

@@ -118,7 +118,7 @@ class Session:
             self.save()
         if self.stop:
             self.bar.close()
-            print(f"stopped after step {run.step}; {self.same_command} goes on", file=sys.stderr)
+            print(f"stopped after step {run.step}; to continue, run {self.same_command}", file=sys.stderr)
             sys.exit(128 + self.stop[0])
 
     @torch.no_grad()
@@ -164,7 +164,9 @@ class Session:
 
     @property
     def same_command(self) -> str:
-        return "the same command" if self.config.resume else "the same command with --resume"
+        if self.config.resume:
+            return "the same command again"
+        return f"the same command with --resume{' instead of --overwrite' if self.config.overwrite else ''}"
 
     def how_to_go_on(self, again: bool = True) -> str:
         """How to go on, as a sentence. `again`: the step may succeed next time. The folder must still be locked."""
@@ -173,5 +175,5 @@ class Session:
             return "There is no checkpoint yet"
         good = f"The checkpoint is of step {(folder / 'step').read_text()}"
         if again:
-            return f"{good}; {self.same_command} goes on"
+            return f"{good}; to continue, run {self.same_command}"
         return f"{good}, and good: a new run with a lower --lr can start from it, with --init-from {self.out}"

@@ -170,6 +170,20 @@ def memory_here() -> float:
         return math.inf
 
 
+def too_much(parts: dict[str, float], here: float) -> str:
+    """What to lower if this needs more than the `here` bytes that there are, in parentheses; "" if it does not."""
+    if peak(parts) <= here:
+        return ""
+    learner = parts["activations"] + parts["prompts"] + parts["logits"]
+    if parts["weights"] + parts["training"] + parts["rest"] > here:
+        advice = "give --lora-rank or a smaller model"
+    elif parts["cache"] > learner:
+        advice = "lower --batch-prompts, --group-size or --max-new-tokens"
+    else:
+        advice = "lower --micro-batch-tokens"
+    return f" (there are {here / 1e9:.1f}: {advice})"
+
+
 def forecast(config: Config, name: str, prompt_tokens: int) -> str:
     """One line on the memory and time that a run of the model `name` takes, before its weights are loaded.
 
@@ -190,8 +204,8 @@ def forecast(config: Config, name: str, prompt_tokens: int) -> str:
     took = seconds(shape, setting, machine)
     step = took["learner"] + (took["sampling"] if config.recipe.rollouts else 0)
     trained = shape.lora(config.lora_rank) if config.lora_rank else shape.weights
-    gb, here = peak(memory(shape, setting, machine.activation_bytes)) / 1e9, memory_here() / 1e9
-    short = f" (this machine has {here:.1f} GB: lower --micro-batch-tokens)" if gb > here else ""
+    parts = memory(shape, setting, machine.activation_bytes)
+    gb, short = peak(parts) / 1e9, too_much(parts, memory_here())
     return (
         f"{name}: {shape.weights / 1e6:,.0f} M weights. About (harness/sizes.py): {gb:.1f} GB of memory{short}; "
         f"{step:,.1f} s a step on {where}, {step * config.steps / 60:,.0f} min in all; at most {B * G * T:,} tokens of "

@@ -176,10 +176,7 @@ def test_a_judge_that_goes_down_stops_the_run_after_a_checkpoint_and_the_run_goe
     with pytest.raises(SystemExit) as stop:
         run(tiny_folder, tmp_path / "run", *scripted_judge(monkeypatch, down_at_the_third), steps=4)
     err = capsys.readouterr().err
-    assert (
-        stop.value.code == 2
-        and "the judge m is down. The checkpoint is of step 2; the same command with --resume" in err
-    )
+    assert stop.value.code == 2 and "the judge m is down. The checkpoint is of step 2; to continue, run" in err
     assert len(metrics(tmp_path / "run")) == 2 and find_checkpoint(tmp_path / "run")
     again = [*scripted_judge(monkeypatch, scoring.rule_scores), "--resume"]
     assert run(tiny_folder, tmp_path / "run", *again, steps=4) == whole

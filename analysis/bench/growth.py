@@ -98,13 +98,13 @@ def draw_growth(points: pd.DataFrame) -> Figure:
 
 
 def growth_message(points: pd.DataFrame) -> str:
-    """The figure's title: how many times longer the largest size takes than the smallest, and what is in proportion."""
+    """The figure's title: how many times as long the largest size takes as the smallest."""
     parts = []
     for name, (label, _) in VARIED.items():
         here = line(points, name)
         times, size = here["step"].iloc[-1] / here["step"].iloc[0], here[name].iloc[-1] / here[name].iloc[0]
-        parts.append(f"{times:.1f} times for {size:.0f} times the {label}")
-    return f"Seconds a step grow {', '.join(parts)}"
+        parts.append(f"{times:.1f} times as long with {size:.0f} times the {label}")
+    return f"A step takes {', '.join(parts)}"
 
 
 def draw_seconds(ax: Axes, here: pd.DataFrame, name: str) -> None:

@@ -2,13 +2,16 @@
 
 The rule scores the same responses that the judge did, and the mask of Eq. 8-9 is made from either's scores. Printed:
 
-    asked, scored       responses with A != 0, about which the judge was asked, and those that got a score
+    asked, scored       responses with A != 0, about which the judge was asked, and those of them that got a score
     rank correlation    of the judge's scores with the rule's (Spearman)
     right above wrong   pairs of a right and a wrong response of one group: the share in which the right one has the
                         higher score; a tie counts one half. 0.5: the judge does not see which is right
     gap                 the median difference of the two scores of such a pair; a pair masks its responses where the gap
                         is below delta
-    kept                the share of scored responses that the mask keeps, and on which share both masks agree
+    kept                the share of scored responses that the mask keeps
+    same mask           the share on which both masks agree
+
+Demonstrations are in their groups when masks are made, but are not counted: a judge is shown the same text.
 
     python -m analysis.experiments.agreement RUN [RUN ...]
 """
@@ -40,8 +43,8 @@ def compare(groups: list[dict], delta: float) -> list[str]:
     asked, scores, kept, gaps = 0, [], [], []
     for group in groups:
         both, A, R = both_scores(group), torch.tensor([group["A"]]), np.array(group["R"])
-        asked += int((A != 0).sum())
-        here = (A != 0)[0].numpy() & ~np.isnan(both[0])
+        asked += int(((A != 0)[0].numpy() & ~np.array(group["is_anchor"])).sum())
+        here = (A != 0)[0].numpy() & ~np.isnan(both[0]) & ~np.array(group["is_anchor"])
         masks = [rectification_mask(A, torch.from_numpy(S)[None], delta)[0].numpy() for S in both]
         scores.append(both[:, here])
         kept.append(np.array(masks)[:, here])
@@ -68,6 +71,8 @@ def main(argv: list[str] | None = None) -> None:
             fail(f"{run} was scored by the rule: give a run with --scorer judge or --scorer local")
         with one_line(f"{run}/rollouts.jsonl cannot be read", OSError):
             groups = [group for _, _, group in read_rollouts(run)]
+        if not groups:
+            fail(f"{run}/rollouts.jsonl has no group yet")
         with one_line(f"{run}/rollouts.jsonl is damaged", TypeError, KeyError, ValueError):
             lines.append([str(run), *compare(groups, config["delta"])])
     two = [f"{what}: {who}" for what in ("right above wrong", "gap", "kept") for who in ("judge", "rule")]

@@ -149,6 +149,8 @@ def run(name: str, argv: list[str]) -> None:
         fail(f"{kind}={value}: choose from {', '.join(CHOICES[kind])}, as in {kind}={next(iter(CHOICES[kind]))}")
     if value and kind not in CHOICES and kind != "score_noise":
         fail(f"{name}: {kind} takes no value")
+    if name == "own_anchor=clipped" and config.updates_per_batch == 1:
+        fail("own_anchor=clipped needs --updates-per-batch of 2 or more: with one update every ratio is taken as 1")
     sigma, delta = read_sigma(value) if kind == "score_noise" else 0.0, config.delta
     control = {
         "random_mask": partial(random_mask),
@@ -186,6 +188,8 @@ def check(kind: str, config: Config) -> None:
         fail(f"own_score is for a mask without demonstrations on the built-in task, dagrpo_on: not {config.method}")
     if kind == "own_anchor" and (not config.recipe.anchors or not config.recipe.rectify):
         fail(f"own_anchor is for a mask with anchors, dagrpo: not {config.method}")
+    if kind == "own_anchor" and (config.recipe.scale != "none" or config.overlong_buffer):
+        fail("own_anchor has A = R - mean: leave out --scale and --overlong-buffer")
     if kind == "own_anchor" and (config.log_rollouts_every > 1 or config.scorer != "rule"):
         fail("own_anchor keeps what rollouts.jsonl has of every step: leave out --log-rollouts-every and --scorer")
     if kind == "sft_bug" and config.recipe.rollouts:

@@ -5,7 +5,8 @@ group that dagrpo would give a demonstration gets it instead: every group, or wi
 right rollout. The demonstration is withheld: its row has A = 0, and the group's mean is over its rollouts. Two kinds:
 
     fixed      the importance ratio is the recipe's: 1, or with `--anchor-ratio shaped` LUFFY's
-    clipped    the true ratio to the policy that sampled it, clipped as a rollout's, as ExGRPO does (2510.02245)
+    clipped    the true ratio to the policy that sampled it, clipped as a rollout's, as ExGRPO does (2510.02245); in
+               metrics.csv such a row counts as a rollout, so compare accuracies alone
 
 The store is what rollouts.jsonl holds, so a resumed run makes the same one from that file. A control of controls.py.
 """

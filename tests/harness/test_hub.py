@@ -48,7 +48,7 @@ def test_a_missing_model_is_one_line_that_says_there_is_no_way(asked, capsys):
     with pytest.raises(SystemExit), loading.loading("owner/name"):
         raise OSError("not there")
     error = capsys.readouterr().err
-    assert "no such folder here, and no way to the hub" in error and error.count("\n") == 1
+    assert "no such folder here, and the hub cannot be reached" in error and error.count("\n") == 1
 
 
 def test_a_model_that_is_there_asks_nobody(asked, tmp_path, capsys):

@@ -124,7 +124,7 @@ def test_a_stopped_run_finishes_its_step_says_how_to_go_on_and_goes_on(tiny_fold
     process.send_signal(number)
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number
-    assert "the same command with --resume goes on" in err and "Traceback" not in err
+    assert "to continue, run the same command with --resume" in err and "Traceback" not in err
     done = len(read_run(out).metrics)
     assert 3 <= done < STEPS
     finish(launch(tiny_folder, out, "--resume"))

@@ -81,11 +81,25 @@ def test_the_forecast_is_the_formula_on_the_models_own_shape(tmp_path, monkeypat
     assert tokens < config.micro_batch_tokens, "a micro-batch is no larger than the batch"
     assert f"{sizes.peak(sizes.memory(shape, setting, 4)) / 1e9:.1f} GB of memory" in said
     assert f"{step:,.1f} s a step on this CPU" in said and "at most 512 tokens of responses a step" in said
-    assert said.count("\n") == 1 and "this machine has" not in said
+    assert said.count("\n") == 1 and "there are" not in said
     monkeypatch.setattr(sizes, "memory_here", lambda: 5e8)
-    assert "GB of memory (this machine has 0.5 GB: lower --micro-batch-tokens); " in sizes.forecast(
-        config, str(folder), 40
-    )
+    advice = "GB of memory (there are 0.5: give --lora-rank or a smaller model); "
+    assert advice in sizes.forecast(config, str(folder), 40)
+
+
+@pytest.mark.parametrize(
+    ("large", "advice"),
+    [
+        ({"training": 8}, "--lora-rank or a smaller model"),
+        ({"cache": 8, "logits": 5}, "--batch-prompts, --group-size or --max-new-tokens"),
+        ({"logits": 8, "cache": 5}, "--micro-batch-tokens"),
+        ({"logits": 4, "cache": 5}, None),
+    ],
+)
+def test_what_is_too_large_for_the_memory_is_what_to_lower(large, advice):
+    parts = dict.fromkeys(("weights", "training", "activations", "prompts", "logits", "cache", "rest"), 0.2) | large
+    said = sizes.too_much(parts, here=6.0)
+    assert (f"{advice})" in said) if advice else said == ""
 
 
 def test_the_memory_of_this_machine_is_known_or_passed_over(monkeypatch):
