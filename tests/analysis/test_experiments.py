@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from analysis import run_folders
-from analysis.experiments import claims, controls, grid, outcomes
+from analysis.experiments import claims, controls, grid, outcomes, worlds
 from analysis.experiments.claims import Answer, Claim, answer, difference, holm, verdict
 from harness.config import parse
 from harness.warm_start import WarmStart, warm_start_folder
@@ -230,3 +230,10 @@ def test_a_damaged_table_is_one_line(tmp_path, capsys, text):
     with pytest.raises(SystemExit):
         claims.main(["--results", str(tmp_path)])
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_worlds_title_says_where_its_methods_end():
+    ends = [("a", 10, 1.0), ("a", 20, 0.2), ("a", 20, 0.4), ("b", 20, 0.1)]
+    rows = pd.DataFrame(ends, columns=["label", "step", "lucky"])
+    said = worlds.at_the_end(rows, ("a", "b", "not there"), "lucky")
+    assert said == "lucky: share of right responses without a step at the end: a 0.30, b 0.10"

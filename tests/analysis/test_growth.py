@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -39,6 +40,11 @@ def test_the_table_and_the_figure_are_of_what_was_measured(tmp_path, monkeypatch
     (tmp_path / "growth.png").unlink()
     growth.main(["--from-csv", str(tmp_path / "growth.csv")])
     assert capsys.readouterr().out.splitlines()[:-1] == table and (tmp_path / "growth.png").exists()
+
+
+def test_the_title_says_how_a_step_grows():
+    title = growth.growth_message(pd.DataFrame(made()))
+    assert title.startswith("A step takes 2.8 times as long with 8 times the group size G, 4.0 times as long with 16")
 
 
 @pytest.mark.parametrize("flags", [[], ["--model", "x", "--from-csv", "y"]])
