@@ -210,9 +210,7 @@ def why_masked(name: str) -> None:
     for i, why in enumerate(reasons(view.A[:1], view.S[:1])[0]):
         print(f"     a{i}  {why}")
     if view.A[0, 1] > 0 and not view.keep[0, 1]:
-        print(
-            "\n   a1 is right, but masked: the update ignores it. Yet it sets the bar for the wrong ones, because Eq. 9"
-        )
+        print("\n   a1 is right, but masked: the update ignores it. Yet it sets the bar for the wrong ones, as Eq. 9")
         print("   compares with the worst positive, masked or not: only what scores at most 4.5 - 3 is pushed down.")
         print("   a2 has a wrong step. It is pushed up all the same: its score is clearly better than any wrong one's.")
 

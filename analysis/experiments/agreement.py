@@ -43,8 +43,8 @@ def compare(groups: list[dict], delta: float) -> list[str]:
     asked, scores, kept, gaps = 0, [], [], []
     for group in groups:
         both, A, R = both_scores(group), torch.tensor([group["A"]]), np.array(group["R"])
-        asked += int(((A != 0)[0].numpy() & ~np.array(group["is_anchor"])).sum())
-        here = (A != 0)[0].numpy() & ~np.isnan(both[0]) & ~np.array(group["is_anchor"])
+        wanted = (A != 0)[0].numpy() & ~np.array(group["is_anchor"])  # (G,)
+        asked, here = asked + wanted.sum(), wanted & ~np.isnan(both[0])
         masks = [rectification_mask(A, torch.from_numpy(S)[None], delta)[0].numpy() for S in both]
         scores.append(both[:, here])
         kept.append(np.array(masks)[:, here])

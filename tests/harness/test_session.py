@@ -6,6 +6,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from helpers import groups_of, metrics, run, weights
 
 import train
 from harness import runfolder
+from harness.session import Session
 
 pytestmark = pytest.mark.usefixtures("even_is_right")
 
@@ -379,3 +381,16 @@ def test_overwrite_replaces_a_run_and_touches_nothing_else(tiny_folder, tmp_path
     (out / "notes.txt").write_text("mine")
     assert len(run(tiny_folder, out, "--overwrite", steps=1)) == 1
     assert (out / "notes.txt").read_text() == "mine" and len(groups_of(out)) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "the same command with --resume"),
+        ({"overwrite": True}, "the same command with --resume instead of --overwrite"),
+        ({"resume": True}, "the same command again"),
+    ],
+)
+def test_how_to_continue_is_a_command_that_works(given, said):
+    config = SimpleNamespace(**{"resume": False, "overwrite": False} | given)
+    assert Session.same_command.fget(SimpleNamespace(config=config)) == said
