@@ -134,8 +134,8 @@ def draw_curves(points: pd.DataFrame) -> Figure:
 def places(methods: Iterable[str]) -> dict[str, int]:
     """The number of each method's style. Methods of ORDER have the same one in every figure; others take what is left.
 
-    >>> places(["sft", "dapo", "dagrpo_on after sft", "gspo"])
-    {'sft': 7, 'dapo': 0, 'dagrpo_on after sft': 1, 'gspo': 2}
+    >>> places(["sft", "dapo", "dagrpo after sft", "gspo"])
+    {'sft': 7, 'dapo': 0, 'dagrpo after sft': 2, 'gspo': 1}
     """
     known: dict[str, int] = {}
     for method in sorted(methods, key=lambda name: name not in ORDER):  # the style of `dr_grpo` is first of all its own
