@@ -5,7 +5,7 @@ What is asked, fixed before the first run of a world:
     pilot       in `guess`, dr_grpo, dagrpo_on and a random mask of the same size, all at 3e-5, the first 6 seeds: a
                 first look before the rest, at the one rate that the trial found to learn
     sweep       each method at three learning rates, seed 100; the best is its own from then on, by the accuracy of 4
-                sampled responses to each of 500 validation problems
+                sampled responses to each of 500 validation problems (in `plain` and `unseen` 250, of five levels)
     main        each method at its own rate, 10 seeds; `sft then dr_grpo` begins where the same seed's sft ended
     controls    a random mask of the same size, and dr_grpo with S as its reward: 10 seeds, at the rates of dagrpo_on
                 and dr_grpo
@@ -150,15 +150,16 @@ def command(job: Job, root: Path) -> list[str]:
     out, world = str(root / job.name), ["--world", job.world]
     begin = root / job.world / job.after / f"seed{job.seed}" if job.after else start_of(job.world, job.seed)
     train = ["--method", job.method, *world, "--seed", str(job.seed), "--out", out, "--resume", *SETTINGS]
-    asked = ["--benchmarks", "validation" if job.is_sweep else "test,ood", *problems_of(job.world)]
+    asked = ["--benchmarks", "validation" if job.is_sweep else "test,ood", *problems_of(job.world, job.is_sweep)]
     both = [job.control, [*train, *job.flags, "--init-from", str(begin)], [*world, "--model", out, "--k", K, *asked]]
     return [sys.executable, "-c", PROGRAM, json.dumps(both)]
 
 
-def problems_of(world: str) -> list[str]:
-    """Flags of eval.py: the levels that RL trains on, about 500 problems of them."""
+def problems_of(world: str, validation: bool = False) -> list[str]:
+    """Flags of eval.py: the levels that RL trains on, 500 problems in all; 250 to validate on levels 1 to 5."""
     trained = tasks.WORLDS[world].trained
-    return ["--levels", ",".join(trained), "--per-level", str(500 // len(trained))]
+    most = 50 if validation and len(trained) > 1 else 500  # level 1 has no 100 questions in this split
+    return ["--levels", ",".join(trained), "--per-level", str(min(most, 500 // len(trained)))]
 
 
 def make_start(world: str, seed: int, root: Path) -> str | None:

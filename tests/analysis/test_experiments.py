@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+import tasks
 from analysis import run_folders
 from analysis.experiments import claims, controls, grid, outcomes, worlds
 from analysis.experiments.claims import Answer, Claim, answer, difference, holm, verdict
@@ -45,6 +46,14 @@ def test_every_job_is_flags_that_train_takes_and_only_the_named_things_differ():
             assert ("validation" in evaluate) == job.is_sweep and job.world in evaluate
 
 
+@pytest.mark.parametrize("world", grid.WORLDS)
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_there_are_as_many_problems_as_the_grid_asks_for(world, split):
+    _, levels, _, count = grid.problems_of(world, split == "validation")
+    asked = {level: tasks.WORLDS[world].levels[level] for level in levels.split(",")}
+    assert len(tasks.arithmetic(split, int(count), levels=asked)) == int(count) * len(asked)
+
+
 def test_the_best_rate_is_the_one_with_the_best_accuracy_of_a_whole_sweep(tmp_path):
     rows = [
         {"world": world, "label": f"{method} {rate}", "method": method, "lr": rate, "seed": 100, "validation": accuracy}
@@ -73,7 +82,7 @@ def test_an_experiment_runs_is_collected_and_is_not_run_again(tiny_folder, tmp_p
     monkeypatch.setattr(grid, "start_of", lambda world, seed: tiny_folder)
     start = grid.START.replace("warm_start(of_world(world, seed))", repr(str(tiny_folder)))
     monkeypatch.setattr(grid, "START", start)
-    monkeypatch.setattr(grid, "problems_of", lambda world: ["--levels", "5", "--per-level", "2"])
+    monkeypatch.setattr(grid, "problems_of", lambda world, validation=False: ["--levels", "5", "--per-level", "2"])
     rate = ("--lr", "1e-4")
     job = grid.Job("guess", "main", "grpo", "grpo", 0, rate)
     after = grid.Job("guess", "main", "grpo again", "grpo", 0, rate, after="main/grpo")
