@@ -11,11 +11,16 @@ the weights. Only groups with right and wrong responses count. We measure the me
     wrong             of wrong responses
     shared            of the tokens that all 8 share from the start; the table also has the push there
 
+and the net share of Eq. 5, |v+ + v-| / (|v+| + |v-|), of the exact gradients of right and wrong responses.
+
     dr_grpo, gtpo         the methods
     positives alone       dr_grpo on the rows with A > 0
     Eq. 8-9, random       dr_grpo with the mask, and with a random mask that keeps as many of each side
     Eq. 8-9, centred      the mask, and A centred again over the rows that it keeps
     pairs, soft           other ways to use the scores: masks.py
+    tokens                dr_grpo without the tokens that a right and a wrong response share at their start or end
+    gradients             dr_grpo without the right and the wrong response whose gradients are most alike, which no
+                          score can know
 
     python -m analysis.experiments.one_update [--world guess] [--model RUN] [--csv FILE]
 """
@@ -24,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -37,15 +42,17 @@ import tasks
 from analysis.experiments.controls import random_like
 from analysis.experiments.masks import MASKS
 from analysis.experiments.questions import ask
+from analysis.gradients import cosines, gram, response_gradients
 from analysis.stats import markdown, signed_interval, t_interval
-from dagrpo import METHODS
+from dagrpo import METHODS, Update
 from harness.console import Parser
 from policy import Policy
 from rollout import Rollouts
 
 LR, G, MAX_NEW_TOKENS = 3e-5, 8, 64
 SHOWN = ("derived", "lucky", "wrong", "shared")
-VARIANTS = ("dr_grpo", "positives alone", "Eq. 8-9", "random", "Eq. 8-9, centred", "pairs", "soft", "gtpo")
+VARIANTS = ("dr_grpo", "positives alone", "Eq. 8-9", "random", "Eq. 8-9, centred", "pairs", "soft", "tokens",
+            "gradients", "gtpo")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class Change:
     variant: str
     question: str
     kept: float  # share of the rows
+    net: float  # net share of Eq. 5; NaN: there is no push
     derived: float  # NaN: there is no such response
     lucky: float
     wrong: float
@@ -63,20 +71,29 @@ class Change:
     push: float  # mean over shared tokens of the sum of pushes, times G * MAX_NEW_TOKENS: without the divisor
 
 
-def choices(A: Tensor, R: Tensor, S: Tensor) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-    """Yields variant, method, advantages (1, G) and the rows that are kept (1, G)."""
+def choices(A: Tensor, R: Tensor, S: Tensor, alike: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yields variant, advantages (1, G) and the rows that are kept (1, G). `alike` (G, G): cosines of the gradients."""
     mask = dagrpo.rectification_mask(A, S)
     kept = A * mask
-    centred = torch.where(mask, A - kept.sum() / mask.sum().clamp(min=1), 0.0)
     everything = torch.ones_like(mask)
-    yield "dr_grpo", "dr_grpo", A, everything
-    yield "positives alone", "dr_grpo", A, A > 0
-    yield "Eq. 8-9", "dr_grpo", A, mask
-    yield "random", "dr_grpo", A, random_like(A, mask)
-    yield "Eq. 8-9, centred", "dr_grpo", centred, mask
-    for kind, advantages in MASKS.items():
-        yield kind, "dr_grpo", advantages(R, S), advantages(R, S) != 0
-    yield "gtpo", "gtpo", A, everything
+    for variant in VARIANTS:
+        advantages = MASKS[variant](R, S) if variant in MASKS else A
+        if variant == "Eq. 8-9, centred":
+            advantages = torch.where(mask, A - kept.sum() / mask.sum().clamp(min=1), 0.0)
+        keep = {
+            "positives alone": A > 0, "Eq. 8-9": mask, "Eq. 8-9, centred": mask, "random": random_like(A, mask),
+            "gradients": without_worst_pair(A, alike), **dict.fromkeys(MASKS, advantages != 0),
+        }.get(variant, everything)  # fmt: skip
+        yield variant, advantages, keep
+
+
+def without_worst_pair(A: Tensor, alike: Tensor) -> Tensor:
+    """All rows (1, G) but the positive and the negative with the largest cosine in `alike` (G, G)."""
+    opposed = (A[0, :, None] > 0) & (A[0] < 0)  # (G, G)
+    worst = torch.where(opposed, alike, -torch.inf).argmax()
+    keep = torch.ones_like(A, dtype=torch.bool)
+    keep[0, torch.stack(torch.unravel_index(worst, alike.shape))] = False
+    return keep
 
 
 def shared_tokens(rollouts: Rollouts) -> int:
@@ -85,20 +102,41 @@ def shared_tokens(rollouts: Rollouts) -> int:
     return int(same.cumprod(dim=0).sum())
 
 
-def step(policy: Policy, rollouts: Rollouts, name: str, A: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """One AdamW step on this group: the pushes (G, T), and the log-probs (G, T) after it. Changes the policy."""
+def update_of(rollouts: Rollouts, variant: str, A: Tensor, keep: Tensor) -> Update:
     parts = (rollouts.tokens, rollouts.mask, rollouts.logp, rollouts.entropy, rollouts.is_anchor, MAX_NEW_TOKENS)
-    update = dagrpo.build_update(METHODS[name], A, keep, *parts)
-    rows = torch.arange(G)
+    update = dagrpo.build_update(METHODS[recipe_of(variant)], A, keep, *parts)
+    if variant == "tokens":
+        own = dagrpo.conflict_weights(A, rollouts.tokens, rollouts.mask) == 1  # (G, T)
+        return replace(update, weight=update.weight * own)
+    return update
+
+
+def recipe_of(variant: str) -> str:
+    return "gtpo" if variant == "gtpo" else "dr_grpo"
+
+
+def step(policy: Policy, rollouts: Rollouts, variant: str, A: Tensor, keep: Tensor,
+         right: Tensor) -> tuple[Tensor, Tensor, float]:  # fmt: skip
+    """One AdamW step on this group: the pushes (G, T), the log-probs (G, T) after it, and the net share of the
+    gradients of `right` (G,) and other responses. Changes the policy."""
+    update, parameters, rows = update_of(rollouts, variant, A, keep), list(policy.model.parameters()), torch.arange(G)
     logp = rollout.token_logprobs(policy, rollouts, rows)[0]  # (G, T)
-    logp.retain_grad()
-    dagrpo.policy_loss(logp, update.rows(rows), METHODS[name]).backward()
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=LR, weight_decay=0.0)
-    torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+    sides, push = [], torch.zeros_like(logp)
+    for side in (right, ~right):
+        part = replace(update, keep=update.keep & side).rows(rows)
+        loss = dagrpo.policy_loss(logp, part, METHODS[recipe_of(variant)])
+        on_tokens, *found = torch.autograd.grad(loss, [logp, *parameters], retain_graph=True)
+        push, sides = push - on_tokens, [*sides, torch.cat([x.flatten() for x in found])]
+    total, apart = (sides[0] + sides[1]).norm().item(), sides[0].norm().item() + sides[1].norm().item()
+    for p, x in zip(parameters, (sides[0] + sides[1]).split([p.numel() for p in parameters]), strict=True):
+        p.grad = x.view_as(p)
+    optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0)
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     optimizer.zero_grad()
     with torch.no_grad():
-        return -logp.grad, rollout.token_logprobs(policy, rollouts, rows)[0]
+        after = rollout.token_logprobs(policy, rollouts, rows)[0]
+    return push, after, total / apart if apart else float("nan")
 
 
 def changes(policy: Policy, problem: tasks.Problem, world: str) -> list[Change]:
@@ -110,17 +148,19 @@ def changes(policy: Policy, problem: tasks.Problem, world: str) -> list[Change]:
         return []
     with torch.no_grad():
         before = rollout.token_logprobs(policy, rollouts, torch.arange(G))[0]  # (G, T)
+    every, weight = torch.arange(G), dagrpo.divisor_weights(rollouts.mask, "constant", MAX_NEW_TOKENS)
+    alike = torch.from_numpy(cosines(gram(response_gradients(policy, rollouts, every, weight))))  # (G, G)
     weights, found, right = deepcopy(policy.model.state_dict()), [], R[0] == 1
     bare = torch.tensor([not scoring.steps(text) for text in rollouts.texts])  # (G,)
     t = shared_tokens(rollouts)
-    for variant, name, advantages, keep in choices(A, R, S):
-        push, after = step(policy, rollouts, name, advantages, keep)
+    for variant, advantages, keep in choices(A, R, S, alike):
+        push, after, net = step(policy, rollouts, variant, advantages, keep, right)
         policy.model.load_state_dict(weights)
         moved = after - before  # (G, T)
         sides = [moved[rows][rollouts.mask[rows]].mean().item() for rows in (right & ~bare, right & bare, ~right)]
         on_shared = [moved[0, :t].mean().item(), push[:, :t].sum(dim=0).mean().item() * G * MAX_NEW_TOKENS]
         on_shared = on_shared if t else [float("nan")] * 2
-        found.append(Change(world, variant, problem.question, keep.float().mean().item(), *sides, *on_shared))
+        found.append(Change(world, variant, problem.question, keep.float().mean().item(), net, *sides, *on_shared))
     return found
 
 
@@ -130,8 +170,9 @@ def table(rows: pd.DataFrame) -> str:
     for variant in VARIANTS:
         here = rows[rows["variant"] == variant]
         cells = [signed_interval(t_interval(1000 * here[name]), digits=1) for name in SHOWN]
-        lines.append([variant, f"{here['kept'].mean():.2f}", *cells, f"{here['push'].abs().mean():.2f}"])
-    return markdown(["variant", "kept", *SHOWN, "size of the push on shared tokens"], lines)
+        means = [f"{here[name].mean():.2f}" for name in ("kept", "net")]
+        lines.append([variant, *means, *cells, f"{here['push'].abs().mean():.2f}"])
+    return markdown(["variant", "kept", "net share", *SHOWN, "size of the push on shared tokens"], lines)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -91,31 +91,38 @@ def draw_ahead(runs: pd.DataFrame) -> Figure:
     worlds = [world for world in SHOWN if world in set(runs["world"])]
     figure = Figure(figsize=(10, 0.9 + 2.9 * len(worlds)), layout="constrained")
     for row, world in zip(figure.subplots(len(worlds), 2, squeeze=False, sharey="row"), worlds, strict=True):
-        labels = [label for label in dict.fromkeys(runs["label"]) if label != "dr_grpo"]
-        for ax, (column, unit) in zip(row, MEASURES.items(), strict=True):
-            found = {label: ahead(runs, world, label, "dr_grpo", column) for label in labels}
-            found = {label: gap for label, gap in found.items() if gap[2] > 1}
-            for y, (label, (mean, half, _)) in enumerate(found.items()):
-                colour = style(places([label])[label], 1)["color"]
-                ax.errorbar(mean, -y, xerr=half, fmt="o", color=colour, capsize=3)
-            seeds = sorted({n for *_, n in found.values()})
-            ax.set_yticks(range(0, -len(found), -1), list(found))
-            ax.axvline(0, color="grey", linewidth=0.8)
-            ax.set(title=f"{world}, {unit} ({' or '.join(map(str, seeds))} seeds)", xlabel="accuracy minus dr_grpo's")
-            ax.grid(alpha=0.3, axis="x")
-            ax.xaxis.set_major_locator(MaxNLocator(5))
+        draw_gaps(row, runs, world, dict.fromkeys(runs["label"]), "dr_grpo", world)
     figure.suptitle(textwrap.fill(ahead_message(runs, worlds), 100), fontsize=11)
     return figure
 
 
-def ahead_message(runs: pd.DataFrame, worlds: list[str]) -> str:
-    """The methods that are ahead of dr_grpo on the levels that RL trains on, with an interval above 0."""
+def draw_gaps(axes: Iterable[Axes], runs: pd.DataFrame, world: str, labels: Iterable[str], baseline: str,
+              title: str) -> None:  # fmt: skip
+    """An axis per measure, on each a point per label: its accuracy minus the baseline's, paired by seed."""
+    for ax, (column, unit) in zip(axes, MEASURES.items(), strict=True):
+        found = {label: ahead(runs, world, label, baseline, column) for label in labels if label != baseline}
+        found = {label: gap for label, gap in found.items() if gap[2] > 1}
+        look = places(found)
+        for y, (label, (mean, half, _)) in enumerate(found.items()):
+            ax.errorbar(mean, -y, xerr=half, fmt="o", color=style(look[label], 1)["color"], capsize=3)
+        seeds = sorted({n for *_, n in found.values()})
+        ax.set_yticks(range(0, -len(found), -1), list(found))
+        ax.axvline(0, color="grey", linewidth=0.8)
+        ax.set(
+            title=f"{title}, {unit} ({' or '.join(map(str, seeds))} seeds)", xlabel=f"accuracy minus that of {baseline}"
+        )
+        ax.grid(alpha=0.3, axis="x")
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def ahead_message(runs: pd.DataFrame, worlds: Iterable[str], baseline: str = "dr_grpo") -> str:
+    """The methods that are ahead of the baseline on the levels that RL trains on, with an interval above 0."""
     lines = []
     for world in worlds:
-        gaps = {label: ahead(runs, world, label, "dr_grpo", "accuracy") for label in dict.fromkeys(runs["label"])}
-        sure = {label: mean for label, (mean, half, _) in gaps.items() if label != "dr_grpo" and mean - half > 0}
+        gaps = {label: ahead(runs, world, label, baseline, "accuracy") for label in dict.fromkeys(runs["label"])}
+        sure = {label: mean for label, (mean, half, _) in gaps.items() if label != baseline and mean - half > 0}
         names = ", ".join(f"{label} {mean:+.3f}" for label, mean in sorted(sure.items(), key=lambda pair: -pair[1]))
-        lines.append(f"In {world}, ahead of dr_grpo with an interval above 0: {names or 'nobody'}")
+        lines.append(f"In {world}, ahead of {baseline} with an interval above 0: {names or 'nobody'}")
     return ". ".join(lines)
 
 

@@ -1,0 +1,119 @@
+"""What the other stages of grid.py were run for: docs/beyond.md, and what others have found about mixed methods.
+
+Each stage has its questions, fixed with it in advance. An answer is a difference paired by seed, as in claims.py, with
+its 95 % interval and uncorrected p. Whether A keeps a share s of what C gains over the baseline B is asked by
+(A - B) - s (C - B): above 0, it keeps more.
+
+    masks      is another mask ahead of Eq. 8-9?
+    own        does a score without a judge keep 80 % of what the mask with the exact score gains?
+    anchors    do the policy's own successes keep half of what demonstrations gain?
+    audit      are mixed methods ahead of SFT only where SFT is broken (2604.23747)?
+    ratio      can the ratio, the baseline, or the negatives be left out (2603.18756)?
+
+Draws a figure of each stage, as masks.png: accuracy minus the baseline's, paired by seed.
+
+    python -m analysis.experiments.further    reads and writes results/worlds
+"""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.experiments.claims import Claim, Effect, answer, asked, line
+from analysis.experiments.grid import OUT, OWN_ANCHORS, OWN_SCORES, STAGES, UPDATES, WORLDS
+from analysis.experiments.masks import MASKS
+from analysis.experiments.outcomes import read_rows
+from analysis.experiments.sft_bugs import BUGS
+from analysis.experiments.worlds import ahead_message, draw_gaps
+from analysis.stats import markdown
+from harness.console import Parser, fail
+
+OOD = ("ood mean", "accuracy, OOD")
+TWICE = ("dr_grpo, two passes", "dagrpo, two passes")
+# stage -> its baseline, and what else is drawn beside its methods
+REFERENCES = {"masks": ("dr_grpo", "dagrpo_on", "random mask"), "own": ("dr_grpo", "dagrpo_on"),
+              "anchors": TWICE[:1], "audit": ("sft", "dagrpo", "luffy", "sft then dr_grpo"),
+              "ratio": ("grpo, updates 1",)}  # fmt: skip
+
+
+def more_than(share: float) -> Effect:
+    def effect(one: pd.DataFrame, baseline: pd.DataFrame, whole: pd.DataFrame) -> pd.Series:
+        gain, whole_gain = (method["accuracy"] - baseline["accuracy"] for method in (one, whole))
+        return gain - share * whole_gain
+
+    return effect
+
+
+def keeps(share: float, one: str, baseline: str, whole: str) -> Claim:
+    text = f"{100 * share:.0f} % of what {whole} gains over {baseline}?"
+    return Claim("", text, (one, baseline, whole), more_than(share), 0.02, "accuracy")
+
+
+def questions() -> dict[str, list[Claim]]:
+    found: dict[str, list[Claim]] = {stage: [] for stage in REFERENCES}
+    for kind in MASKS:
+        for other in ("dagrpo_on", "random mask", "dr_grpo"):
+            found["masks"] += [asked("ahead?", kind, other), asked("ahead, OOD?", kind, other, *OOD)]
+    for kind in OWN_SCORES:
+        label = f"own score {kind}"
+        found["own"] += [keeps(0.8, label, "dr_grpo", "dagrpo_on"), asked("behind dr_grpo?", label, "dr_grpo")]
+        found["own"] += [asked("as good as exact?", label, "dagrpo_on")]
+    found["anchors"].append(asked("demonstrations help", TWICE[1], TWICE[0]))
+    for label in OWN_ANCHORS:
+        found["anchors"] += [keeps(0.5, label, *TWICE), asked("any help?", label, TWICE[0])]
+    for kind in BUGS:
+        label = f"sft, {kind}"
+        found["audit"] += [asked("does the bug hurt?", label, "sft"), asked("is SFT ahead then?", "dagrpo", label)]
+    for other in ("hpt", "dagrpo", "luffy", "sft then dr_grpo"):
+        found["audit"].append(asked("ahead of SFT?", other, "sft"))
+    for n in UPDATES:
+        for label in ("rgra", "reinforce", "positives"):
+            found["ratio"].append(asked(f"{n} updates", f"{label}, updates {n}", f"grpo, updates {n}"))
+    return found
+
+
+def table(runs: pd.DataFrame, stage: str) -> str:
+    """Markdown; no lines where nothing has been run yet."""
+    lines = []
+    for world in WORLDS:
+        here = runs[runs["world"] == world]
+        for a in (answer(claim, here, world) for claim in questions()[stage] if stage in set(here["stage"])):
+            if a:
+                world, text, compared, *figures, _ = line(a, f"{a.p:.3f}", "")
+                compared = a.claim.labels[0] if len(a.claim.labels) > 2 else compared
+                lines.append([world, text, compared, *figures])
+    return markdown(["world", "question", "compared", "seeds", "effect [95 % interval]", "p"], lines)
+
+
+def draw(runs: pd.DataFrame, stage: str) -> Figure:
+    """A row per world: how far each label is ahead of the stage's baseline."""
+    baseline, *references = REFERENCES[stage]
+    made = runs[runs["stage"] == stage]
+    runs, worlds = runs[runs["label"].isin([*REFERENCES[stage], *made["label"]])], list(dict.fromkeys(made["world"]))
+    figure = Figure(figsize=(10, 0.9 + 2.9 * len(worlds)), layout="constrained")
+    for row, world in zip(figure.subplots(len(worlds), 2, squeeze=False, sharey="row"), worlds, strict=True):
+        draw_gaps(row, runs, world, dict.fromkeys([*references, *made["label"]]), baseline, world)
+    figure.suptitle(textwrap.fill(ahead_message(runs, worlds, baseline), 100), fontsize=11)
+    return figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m analysis.experiments.further", description=__doc__)
+    parser.add_argument("--results", default=OUT, metavar="DIR", help="of analysis.experiments.grid")
+    folder = Path(parser.parse_args(argv).results)
+    runs = read_rows(folder / "runs.csv")
+    stages = [stage for stage in STAGES if stage in REFERENCES and stage in set(runs["stage"])]
+    if not stages:
+        fail(f"{folder} has no run of {', '.join(REFERENCES)} yet; python -m analysis.experiments.grid makes them")
+    for stage in stages:
+        print(f"{stage}\n\n{table(runs, stage)}\n")
+        draw(runs, stage).savefig(folder / f"{stage}.png", dpi=100)
+    print(f"written: {', '.join(str(folder / f'{stage}.png') for stage in stages)}")
+
+
+if __name__ == "__main__":
+    main()

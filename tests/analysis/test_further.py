@@ -1,0 +1,55 @@
+"""analysis.experiments.further: its questions are about runs that the grid makes, and its arithmetic is right."""
+
+import pandas as pd
+import pytest
+
+from analysis.experiments import further, grid
+from analysis.experiments.further import REFERENCES, keeps, questions, table
+
+FAR = {label: 0.1 * i for i, label in enumerate(["dr_grpo", "dagrpo_on", "random mask", "soft", "pairs"])}
+
+
+def rows(labels):
+    """Two seeds of each label in guess; the second is better by 0.01 for all, so that pairs have no spread."""
+    found = [("guess", "masks" if i > 2 else "main", label, "m", seed, mean + 0.01 * seed)
+             for i, (label, mean) in enumerate(labels.items()) for seed in (0, 1)]  # fmt: skip
+    table = pd.DataFrame(found, columns=["world", "stage", "label", "method", "seed", "accuracy"])
+    return table.assign(**{"ood mean": table["accuracy"] / 2, "lr": "1e-5"})
+
+
+def test_every_question_is_about_runs_of_the_grid():
+    made = {
+        (job.stage, job.label)
+        for world in grid.WORLDS
+        for job in grid.grid(world, dict.fromkeys([*grid.METHODS, "hpt"], "1e-5"))
+    }
+    assert questions().keys() == REFERENCES.keys() <= set(grid.STAGES)
+    for stage, asked in questions().items():
+        for label in (label for claim in asked for label in claim.labels):
+            assert {(stage, label), ("main", label), ("controls", label)} & made, f"{stage}: {label}"
+        assert {label for at, label in made if at == stage} <= {label for claim in asked for label in claim.labels} | {
+            REFERENCES[stage][0]
+        }, "what is run and not asked about"
+
+
+@pytest.mark.parametrize(("mine", "effect"), [(0.5, 0.1), (0.4, 0.0), (0.0, -0.4)])
+def test_a_share_of_a_gain_by_hand(mine, effect):
+    one, baseline, whole = (pd.DataFrame({"accuracy": [x]}) for x in (mine, 0.0, 0.5))
+    assert keeps(0.8, "a", "b", "c").effect(one, baseline, whole).tolist() == pytest.approx([effect])
+
+
+def test_tables_and_figures_of_the_stages_that_there_are(tmp_path, capsys):
+    rows(FAR).to_csv(tmp_path / "runs.csv", index=False)
+    further.main(["--results", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "| guess | ahead? | soft - dagrpo_on | 2 | +0.200 [+0.200, +0.200] accuracy |" in said
+    assert "| guess | ahead, OOD? | pairs - dr_grpo | 2 | +0.200 [+0.200, +0.200] accuracy, OOD |" in said
+    assert (tmp_path / "masks.png").stat().st_size > 10_000 and not (tmp_path / "own.png").exists()
+    assert table(rows(FAR), "audit").count("\n") == 1, "heads alone"
+
+
+def test_without_such_runs_it_says_what_makes_them(tmp_path, capsys):
+    rows(dict(list(FAR.items())[:2])).to_csv(tmp_path / "runs.csv", index=False)
+    with pytest.raises(SystemExit):
+        further.main(["--results", str(tmp_path)])
+    assert "python -m analysis.experiments.grid" in capsys.readouterr().err
