@@ -9,6 +9,7 @@ WORLD ?= guess
 DEMO := runs/demo/$(WORLD)
 DEMO_METHODS := dr_grpo dagrpo_on dagrpo
 DEMO_STEPS := 100
+PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help demo lessons laptop figures test test-all lint format lock clean-demo
 help:
@@ -46,10 +47,10 @@ figures: .venv/ready  ## redraw every figure in results/ from its CSV, and print
 	$(PY) -m analysis.weights --from-csv results/weights/weights.csv
 
 test: .venv/ready  ## the tests (3 to 15 minutes)
-	$(PY) -m pytest -m "not extra"
+	$(PYTEST) -m "not extra"
 
 test-all: test .venv/ready-extra  ## also tests that kill processes or need extras or real data, and the notebooks; lists skips
-	$(PY) -m pytest -m extra -rs
+	$(PYTEST) -m extra -rs
 	$(PY) -m pytest --nbmake lessons
 
 lint: .venv/ready  ## check the code with ruff

@@ -1,8 +1,8 @@
 """Do gradients conflict? Claim C7 and Eq. 5 over training seeds: a spread that one trained policy does not show.
 
-Runs analysis.conflict for five training seeds in the world `guess`, where score gaps vary: on the warm start, and on
-dr_grpo, dagrpo_on and dagrpo after 50, 100 and 150 steps. Each policy is measured in a process of its own, as many at
-once as there are cores. Policies that have been measured are skipped. It keeps:
+Runs analysis.conflict for the last five training seeds in the world `guess`, where score gaps vary: on the warm start,
+and on dr_grpo, dagrpo_on and dagrpo after 50, 100 and 150 steps. Each policy is measured in a process of its own, as
+many at once as there are cores. Policies that have been measured are skipped. It keeps:
 
     C7 within groups    Spearman correlation of score gap and cosine of g, right-wrong pairs of a group; mean of groups
     C7 all pairs        the same over all pairs together
@@ -39,7 +39,7 @@ from analysis.saved import draw_figure, read_rows, write_rows
 from analysis.stats import markdown, signed_interval, t_interval
 from harness.console import Parser, fail
 
-SEEDS, METHODS, STEPS = range(5), ("dr_grpo", "dagrpo_on", "dagrpo"), (50, 100, 150)
+SEEDS, METHODS, STEPS = range(5, 10), ("dr_grpo", "dagrpo_on", "dagrpo"), (50, 100, 150)
 WORLD, PROBLEMS = "guess", 64
 START = "warm start"
 WITHIN, ALL = "C7 within groups", "C7 all pairs"

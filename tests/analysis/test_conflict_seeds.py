@@ -9,7 +9,7 @@ from analysis.experiments.conflict_seeds import ALL, METHODS, NAMES, SEEDS, STAR
 from analysis.saved import write_rows
 
 
-def made(value=lambda method, step, seed, name: 0.1 * seed):
+def made(value=lambda method, step, seed, name: 0.1 * (seed - SEEDS[0])):
     policies = [(START, 0), *((method, step) for method in METHODS for step in STEPS)]
     return [
         SeedPoint(m, step, seed, name, value(m, step, seed, name))
@@ -46,8 +46,8 @@ def test_every_policy_is_measured_once_and_what_is_done_is_skipped(tmp_path, mon
 
 
 def test_the_folders_are_those_that_the_experiments_leave(tmp_path):
-    found, run = conflict_seeds.policies(tmp_path), tmp_path / "guess" / "main" / "dagrpo" / "seed3"
-    assert found["dagrpo", 50, 3] == run / "checkpoint-50" and found["dagrpo", 150, 3] == run
+    found, run = conflict_seeds.policies(tmp_path), tmp_path / "guess" / "main" / "dagrpo" / "seed7"
+    assert found["dagrpo", 50, 7] == run / "checkpoint-50" and found["dagrpo", 150, 7] == run
     assert set(STEPS) == {50, 100, grid.STEPS}
 
 
@@ -63,7 +63,7 @@ def test_table_and_figure_are_drawn_again_from_the_csv(tmp_path, capsys):
 def test_c7_is_minus_the_mean_correlation_of_training(tmp_path):
     def value(method, step, seed, name):
         return (
-            {WITHIN: -0.2 - 0.1 * (step == STEPS[0]) - 0.01 * seed, ALL: 5.0}.get(name, 0.0)
+            {WITHIN: -0.2 - 0.1 * (step == STEPS[0]) - 0.01 * (seed - SEEDS[0]), ALL: 5.0}.get(name, 0.0)
             if method == "dr_grpo"
             else 9.0
         )

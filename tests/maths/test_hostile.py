@@ -163,9 +163,12 @@ def test_any_text_gets_a_verdict_and_no_accident(text):
 @many
 @given(text=st.text(alphabet="##--0123 x\n\u0661;=+", max_size=14), n=st.integers(-30, 30))
 def test_behind_the_last_mark_stands_the_answer(text, n):
-    """Right, where a mark is the last of its kind and no letter follows: the number behind it, in ASCII digits."""
+    r"""Right, where a mark is the last of its kind and one line without a letter follows: its number, in ASCII digits.
+
+    "#5\n7" is a heading above the answer 7.
+    """
     final = text.rpartition("#")[2].strip()
-    if "#" in text and "####" not in text and "x" not in final and "=" not in final:
+    if "#" in text and "####" not in text and not set("x=\n") & set(final):
         spelled = re.fullmatch(r"([-+]?)\s*([0-9]+)", final)  # "- 5" is -5
         assert verify(text, str(n)) == (spelled is not None and int("".join(spelled.groups())) == n)
     assert verify(f"{text}#{n}", str(n)) or "####" in text
