@@ -55,10 +55,18 @@ def difference(column: str) -> Effect:
     return lambda one, other: one[column] - other[column]  # by seed: NaN where one of them has no run
 
 
+def gain(one: pd.DataFrame, other: pd.DataFrame, *levels: str) -> pd.Series:
+    """The mean gain on these levels; NaN without one of them."""
+    gains = one.reindex(columns=LEVELS) - other.reindex(columns=LEVELS)
+    return gains[list(levels)].mean(axis=1, skipna=False)
+
+
+def hard(one: pd.DataFrame, other: pd.DataFrame) -> pd.Series:
+    return gain(one, other, "level 4", "level 5")
+
+
 def hard_more_than_easy(one: pd.DataFrame, other: pd.DataFrame) -> pd.Series:
-    """Gain on levels 4 and 5, minus gain on levels 1 and 2."""
-    gains = one.reindex(columns=LEVELS) - other.reindex(columns=LEVELS)  # without a level: NaN
-    return (gains["level 4"] + gains["level 5"] - gains["level 1"] - gains["level 2"]) / 2
+    return hard(one, other) - gain(one, other, "level 1", "level 2")
 
 
 def decades_below(column: str) -> Effect:
@@ -113,6 +121,11 @@ FURTHER = [  # asked with the claims, to understand them
     asked("anchors help", "dagrpo", "dagrpo_on"),
     asked("DaGRPO beats GRPO", "dagrpo", BASELINE),
     asked("DaGRPO beats SFT", "dagrpo", "sft"),
+    *(
+        Claim("", "on levels 4 and 5", ("dagrpo", other), hard, 0.02, "accuracy")
+        for other in (BASELINE, "luffy", "sft")
+    ),
+    asked("with anchors, groups have a signal", "dagrpo", BASELINE, "no_signal_groups mean", "groups of 16"),
     asked("RL after SFT beats SFT", "sft then dr_grpo", "sft"),
     asked("with standard deviation and length", "grpo", BASELINE),
 ]
