@@ -67,7 +67,7 @@ def questions() -> dict[str, list[Claim]]:
         found["anchors"] += [keeps(0.5, label, *TWICE), asked("any help?", label, TWICE[0])]
     for kind in BUGS:
         label = f"sft, {kind}"
-        found["audit"] += [asked("does the bug hurt?", label, "sft"), asked("is SFT ahead then?", "dagrpo", label)]
+        found["audit"] += [asked("does the bug hurt?", label, "sft"), asked("ahead of broken SFT?", "dagrpo", label)]
     for other in ("hpt", "dagrpo", "luffy", "sft then dr_grpo"):
         found["audit"].append(asked("ahead of SFT?", other, "sft"))
     for n in UPDATES:

@@ -8,7 +8,8 @@ What is asked, fixed before the first run of a world:
                 sampled responses to each of 500 validation problems (in `plain` and `unseen` 250, of five levels)
     main        each method at its own rate, 10 seeds; `sft then dr_grpo` begins where the same seed's sft ended
     controls    a random mask of the same size, and dr_grpo with S as its reward: 10 seeds, at the rates of dagrpo_on
-                and dr_grpo
+                and dr_grpo. In `unseen` also dr_grpo at the rate of dagrpo_on: added when half of main was there, as the
+                sweep had chosen 1e-4 for one and 3e-5 for the other, and out of distribution they differed a lot
     guessable   in `guess` with the answer modulo 2, 5 and 10, dr_grpo and dagrpo_on, 3 seeds: when does masking pay?
     noise       in `guess` with Gaussian noise on S of 1, 2, 3 and 4, dagrpo_on, 3 seeds: how good must a judge be?
     masks       in `guess`, dr_grpo with `soft` and `pairs` of masks.py at dagrpo_on's rate, 10 seeds: docs/beyond.md
@@ -119,6 +120,7 @@ def grid(world: str, rates: dict[str, str]) -> list[Job]:
                 add("ratio", f"{method}, updates {updates}", method, FEWER_SEEDS, flags=flags, rate_of="grpo")
             add("ratio", f"positives, updates {updates}", "grpo", FEWER_SEEDS, flags=flags, control="positives")
     if world == "unseen":
+        add("controls", "dr_grpo at 3e-5", "dr_grpo", rate_of="dagrpo_on")
         for method in ("dr_grpo", "dagrpo"):
             add("anchors", f"{method}, two passes", method, SEEDS // 2, flags=TWO_PASSES)
         for label, (control, more) in OWN_ANCHORS.items():
