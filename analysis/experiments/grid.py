@@ -8,8 +8,8 @@ What is asked, fixed before the first run of a world:
                 sampled responses to each of 500 validation problems (in `plain` and `unseen` 250, of five levels)
     main        each method at its own rate, 10 seeds; `sft then dr_grpo` begins where the same seed's sft ended
     controls    a random mask of the same size, and dr_grpo with S as its reward: 10 seeds, at the rates of dagrpo_on
-                and dr_grpo. In `unseen` also dr_grpo at the rate of dagrpo_on: added when half of main was there, as the
-                sweep had chosen 1e-4 for one and 3e-5 for the other, and out of distribution they differed a lot
+                and dr_grpo. In `unseen` also dr_grpo at the rate of dagrpo_on: added when half of main was there,
+                as the sweep had chosen 1e-4 for one and 3e-5 for the other, which forget the OOD levels differently
     guessable   in `guess` with the answer modulo 2, 5 and 10, dr_grpo and dagrpo_on, 3 seeds: when does masking pay?
     noise       in `guess` with Gaussian noise on S of 1, 2, 3 and 4, dagrpo_on, 3 seeds: how good must a judge be?
     masks       in `guess`, dr_grpo with `soft` and `pairs` of masks.py at dagrpo_on's rate, 10 seeds: docs/beyond.md
