@@ -12,7 +12,7 @@ cosine (conflict_seeds.py). What counts as an answer is fixed in advance:
 
 The baseline is dr_grpo, which is GRPO as section 6 of the paper has it. C5 says two things, and holds only if both do.
 
-    python -m analysis.experiments.claims [--worlds guess]    both tables, from results/worlds
+    python -m analysis.experiments.claims [--worlds guess]    the tables of each world and of the claims
 """
 
 from __future__ import annotations
@@ -181,10 +181,9 @@ def verdict(answers: list[Answer], p: float) -> str:
 
 
 def claims_table(runs: pd.DataFrame) -> str:
-    """The claims of all worlds in Markdown; below, without verdict and correction (p in brackets), what is further."""
+    """The claims of all worlds in Markdown, with Holm's correction over all of them."""
     parts: dict[str, list[Answer]] = {}  # world and claim -> the claim's parts
-    worlds = [world for world in WORLDS if world in set(runs["world"])]
-    for world in worlds:
+    for world in worlds_of(runs):
         for claim in CLAIMS:
             if found := answer(claim, runs[runs["world"] == world], world):
                 parts.setdefault(f"{world} {claim.name}", []).append(found)
@@ -192,17 +191,30 @@ def claims_table(runs: pd.DataFrame) -> str:
     lines = []
     for name, answers in parts.items():
         answered = verdict(answers, corrected[name])
-        lines += [line(a, f"{corrected[name]:.3f}", answered) for a in answers]
-    for world in worlds:
-        more = (answer(claim, runs[runs["world"] == world], world) for claim in FURTHER)
-        lines += [line(a, f"({a.p:.3f})", "") for a in more if a]
-    return markdown(["world", "claim", "compared", "seeds", "effect [95 % interval]", "p (Holm)", "verdict"], lines)
+        lines += [
+            [a.world, f"{a.claim.name} {a.claim.text}", *cells(a), f"{corrected[name]:.3f}", answered] for a in answers
+        ]
+    return markdown(["world", "claim", *CELLS, "p (Holm)", "verdict"], lines)
 
 
-def line(a: Answer, p: str, answered: str) -> list[str]:
+def questions_table(claims: list[Claim], runs: pd.DataFrame, world: str) -> str:
+    """The answers to other questions in one world, in Markdown; p is not corrected."""
+    found = (answer(claim, runs[runs["world"] == world], world) for claim in claims)
+    return markdown(["question", *CELLS, "p"], [[a.claim.text, *cells(a), f"{a.p:.3f}"] for a in found if a])
+
+
+CELLS = ["compared", "seeds", "effect [95 % interval]"]
+
+
+def cells(a: Answer) -> list[str]:
+    """A question about three methods names the first: its text has the other two."""
+    compared = " - ".join(a.claim.labels) if len(a.claim.labels) < 3 else a.claim.labels[0]
     effect = f"{signed_interval((a.mean, a.half), digits=1 if a.claim.unit == 'tokens' else 3)} {a.claim.unit}"
-    name = f"{a.claim.name} {a.claim.text}".strip()
-    return [a.world, name, " - ".join(a.claim.labels), str(a.seeds), effect, p, answered]
+    return [compared, str(a.seeds), effect]
+
+
+def worlds_of(runs: pd.DataFrame) -> list[str]:
+    return [world for world in WORLDS if world in set(runs["world"])]
 
 
 COLUMNS = {  # of a run -> heading, digits
@@ -247,8 +259,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     runs = read(Path(args.results))
     runs = runs[runs["world"].isin(args.worlds.split(","))]
-    for world in (world for world in WORLDS if world in set(runs["world"])):
+    for world in worlds_of(runs):
         print(f"World {world}\n\n{means_table(runs[runs['world'] == world])}\n")
+        print(f"{questions_table(FURTHER, runs, world)}\n")
     print(claims_table(runs))
 
 

@@ -23,13 +23,12 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.experiments.claims import Claim, Effect, answer, asked, line
-from analysis.experiments.grid import OUT, OWN_ANCHORS, OWN_SCORES, STAGES, UPDATES, WORLDS
+from analysis.experiments.claims import Claim, Effect, asked, questions_table
+from analysis.experiments.grid import OUT, OWN_ANCHORS, OWN_SCORES, STAGES, UPDATES
 from analysis.experiments.masks import MASKS
 from analysis.experiments.outcomes import read_rows
 from analysis.experiments.sft_bugs import BUGS
 from analysis.experiments.worlds import ahead_message, draw_gaps
-from analysis.stats import markdown
 from harness.console import Parser, fail
 
 OOD = ("ood mean", "accuracy, OOD")
@@ -76,19 +75,6 @@ def questions() -> dict[str, list[Claim]]:
     return found
 
 
-def table(runs: pd.DataFrame, stage: str) -> str:
-    """Markdown; no lines where nothing has been run yet."""
-    lines = []
-    for world in WORLDS:
-        here = runs[runs["world"] == world]
-        for a in (answer(claim, here, world) for claim in questions()[stage] if stage in set(here["stage"])):
-            if a:
-                world, text, compared, *figures, _ = line(a, f"{a.p:.3f}", "")
-                compared = a.claim.labels[0] if len(a.claim.labels) > 2 else compared
-                lines.append([world, text, compared, *figures])
-    return markdown(["world", "question", "compared", "seeds", "effect [95 % interval]", "p"], lines)
-
-
 def draw(runs: pd.DataFrame, stage: str) -> Figure:
     """A row per world: how far each label is ahead of the stage's baseline."""
     baseline, *references = REFERENCES[stage]
@@ -110,7 +96,8 @@ def main(argv: list[str] | None = None) -> None:
     if not stages:
         fail(f"{folder} has no run of {', '.join(REFERENCES)} yet; python -m analysis.experiments.grid makes them")
     for stage in stages:
-        print(f"{stage}\n\n{table(runs, stage)}\n")
+        for world in dict.fromkeys(runs.loc[runs["stage"] == stage, "world"]):
+            print(f"{stage}, {world}\n\n{questions_table(questions()[stage], runs, world)}\n")
         draw(runs, stage).savefig(folder / f"{stage}.png", dpi=100)
     print(f"written: {', '.join(str(folder / f'{stage}.png') for stage in stages)}")
 
