@@ -112,8 +112,6 @@ FURTHER = [  # asked with the claims, to understand them
     *(
         asked(f"pilot: {text}", f"{one} at 3e-5", f"{other} at 3e-5", column, unit)
         for text, one, other, column, unit in (
-            ("the mask", "dagrpo_on", BASELINE, "accuracy", "accuracy"),
-            ("the mask, OOD", "dagrpo_on", BASELINE, "ood mean", "accuracy"),
             ("the mask, sooner", "dagrpo_on", BASELINE, "reward mean", "reward, mean of the run"),
             ("is it distinctiveness?", "dagrpo_on", "random mask", "accuracy", "accuracy"),
             ("likewise, OOD", "dagrpo_on", "random mask", "ood mean", "accuracy"),
