@@ -216,27 +216,30 @@ def worlds_of(runs: pd.DataFrame) -> list[str]:
 
 
 COLUMNS = {  # of a run -> heading, digits
-    "accuracy": ("accuracy", 3), "ood mean": ("ood", 3), "greedy": ("greedy", 3), "reward mean": ("reward, mean", 3),
-    "response_length last": ("length", 1), "entropy last": ("entropy", 3), "grad_norm max": ("largest norm", 2),
-    "kept_fraction mean": ("kept", 2), "responses": ("responses", 0), "tokens": ("tokens", 0),
+    "accuracy": ("accuracy", 3), "level 4": ("level 4", 3), "level 5": ("level 5", 3), "ood mean": ("ood", 3),
+    "greedy": ("greedy", 3), "reward mean": ("reward, mean", 3), "response_length last": ("length", 1),
+    "entropy last": ("entropy", 3), "grad_norm max": ("largest norm", 2), "kept_fraction mean": ("kept", 2),
+    "tokens": ("tokens", 0),
 }  # fmt: skip
 
 
 def means_table(runs: pd.DataFrame) -> str:
     """A world's methods in Markdown, each the mean over its seeds; and how far it is ahead of dr_grpo, seed by seed.
 
-    accuracy and ood are of sampled responses, accuracy on the levels that RL trains on. Length and entropy are those of
-    the last ten steps.
+    accuracy and ood are of sampled responses, accuracy on the levels that RL trains on, and by level where they are
+    several. Length and entropy are those of the last ten steps.
     """
+    several = runs["level 4"].notna().any()
+    columns = {name: head for name, head in COLUMNS.items() if several or "level" not in name}
     baseline, lines = by_seed(runs, BASELINE), []
     for label in runs["label"].unique():
         mine = by_seed(runs, label)
-        cells = [f"{mine[name].mean():.{digits}f}" for name, (_, digits) in COLUMNS.items()]
-        gaps = [(mine[name] - baseline[name]).dropna() for name in ("accuracy", "reward mean")]
-        ends = [signed_interval(t_interval(gap)) if len(gap) > 1 and label != BASELINE else "" for gap in gaps]
-        lines.append([label, str(len(mine)), *(cell.replace("nan", "") for cell in cells), *ends])
-    heads = [head for head, _ in COLUMNS.values()]
-    return markdown(["method", "seeds", *heads, f"accuracy - {BASELINE}", f"reward - {BASELINE}"], lines)
+        means = [f"{mine[name].mean():.{digits}f}".replace("nan", "") for name, (_, digits) in columns.items()]
+        gap = (mine["accuracy"] - baseline["accuracy"]).dropna()
+        ahead = signed_interval(t_interval(gap)) if len(gap) > 1 and label != BASELINE else ""
+        lines.append([label, str(len(mine)), *means, ahead])
+    heads = [head for head, _ in columns.values()]
+    return markdown(["method", "seeds", *heads, f"accuracy - {BASELINE}"], lines)
 
 
 def read(folder: Path) -> pd.DataFrame:

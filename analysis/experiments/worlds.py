@@ -30,7 +30,7 @@ from harness.console import Parser, fail
 SHOWN = {  # world -> what it is about, the lines of its row, and its third column
     "guess": ("guess: one bare guess in three is right", (*ORDER[:4], "luffy"), "lucky"),
     "plain": ("plain: levels from easy to hard", ORDER[:4], "kept_fraction"),
-    "unseen": ("unseen: levels that the start never saw", (*ORDER[:3], "luffy"), "no_signal_groups"),
+    "unseen": ("unseen: levels that the start has hardly seen", (*ORDER[:3], "luffy"), "no_signal_groups"),
 }  # fmt: skip
 MEASURES = {"accuracy": "trained level", "ood mean": "out of distribution"}  # of ahead.png
 UNITS = {
