@@ -46,7 +46,7 @@ figures: .venv/ready  ## redraw every figure in results/ from its CSV, and print
 	$(PY) -m analysis.bench.sizes
 	$(PY) -m analysis.weights --from-csv results/weights/weights.csv
 
-test: .venv/ready  ## the tests (3 to 15 minutes)
+test: .venv/ready  ## the tests (3 to 10 minutes)
 	$(PYTEST) -m "not extra"
 
 test-all: test .venv/ready-extra  ## also tests that kill processes or need extras or real data, and the notebooks; lists skips
