@@ -149,6 +149,10 @@ def draw_seeds(points: pd.DataFrame) -> Figure:
         ax.set_title(title, fontsize=10)
         ax.grid(alpha=0.3)
     axes[0].axhline(0, color="grey", linewidth=0.8)
+    c7 = signed_interval(t_interval(c7_by_seed(points, METHODS[0])), digits=2)
+    figure.suptitle(
+        f"Do pairs of like score conflict (C7)? Then the left curves are below 0; {METHODS[0]}'s mean is {c7}"
+    )
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(METHODS), fontsize=8)
     return figure
 
