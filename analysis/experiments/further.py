@@ -34,33 +34,35 @@ from harness.console import Parser, fail
 OOD = ("ood mean", "accuracy, OOD")
 TWICE = ("dr_grpo, two passes", "dagrpo, two passes")
 # stage -> its baseline, and what else is drawn beside its methods
-REFERENCES = {"masks": ("dr_grpo", "dagrpo_on", "random mask"), "own": ("dr_grpo", "dagrpo_on"),
+SAME_RATE = "dr_grpo at 3e-5"  # that of dagrpo_on and of the masks in guess
+REFERENCES = {"masks": (SAME_RATE, "dagrpo_on", "random mask"), "own": ("dr_grpo", "dagrpo_on"),
               "anchors": TWICE[:1], "audit": ("sft", "dagrpo", "luffy", "sft then dr_grpo"),
               "ratio": ("grpo, updates 1",)}  # fmt: skip
 
 
-def more_than(share: float) -> Effect:
+def more_than(share: float, column: str) -> Effect:
     def effect(one: pd.DataFrame, baseline: pd.DataFrame, whole: pd.DataFrame) -> pd.Series:
-        gain, whole_gain = (method["accuracy"] - baseline["accuracy"] for method in (one, whole))
+        gain, whole_gain = (method[column] - baseline[column] for method in (one, whole))
         return gain - share * whole_gain
 
     return effect
 
 
-def keeps(share: float, one: str, baseline: str, whole: str) -> Claim:
+def keeps(share: float, one: str, baseline: str, whole: str, column: str = "accuracy", unit: str = "accuracy") -> Claim:
     text = f"{100 * share:.0f} % of what {whole} gains over {baseline}?"
-    return Claim("", text, (one, baseline, whole), more_than(share), 0.02, "accuracy")
+    return Claim("", text, (one, baseline, whole), more_than(share, column), 0.02, unit)
 
 
 def questions() -> dict[str, list[Claim]]:
     found: dict[str, list[Claim]] = {stage: [] for stage in REFERENCES}
     for kind in MASKS:
-        for other in ("dagrpo_on", "random mask", "dr_grpo"):
+        for other in ("dagrpo_on", "random mask", SAME_RATE):
             found["masks"] += [asked("ahead?", kind, other), asked("ahead, OOD?", kind, other, *OOD)]
     for kind in OWN_SCORES:
         label = f"own score {kind}"
-        found["own"] += [keeps(0.8, label, "dr_grpo", "dagrpo_on"), asked("behind dr_grpo?", label, "dr_grpo")]
-        found["own"] += [asked("as good as exact?", label, "dagrpo_on")]
+        for measure in ((), OOD):
+            found["own"].append(keeps(0.8, label, "dr_grpo", "dagrpo_on", *measure))
+            found["own"] += [asked("ahead?", label, other, *measure) for other in ("dr_grpo", "dagrpo_on")]
     found["anchors"].append(asked("demonstrations help", TWICE[1], TWICE[0]))
     for label in OWN_ANCHORS:
         found["anchors"] += [keeps(0.5, label, *TWICE), asked("any help?", label, TWICE[0])]

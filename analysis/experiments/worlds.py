@@ -3,8 +3,8 @@
 worlds.png    one row per world: reward, length, what the world is about, and gradient norm against the step; the mean
               over seeds, in its 95 % t-interval
 ahead.png     accuracy of each method minus dr_grpo's, paired by seed, in the world and out of distribution
-map.png       how far dagrpo_on is ahead of dr_grpo, paired by seed, against how often a guess is right, and against
-              the noise on S
+map.png       how far dagrpo_on is ahead of dr_grpo at the same rate, paired by seed, against how often a guess is
+              right, and against the noise on S
 
 python -m analysis.experiments.worlds    reads and writes results/worlds
 """
@@ -136,14 +136,21 @@ def ahead(runs: pd.DataFrame, world: str, label: str, other: str, column: str) -
     return (*map(float, t_interval(gaps)), len(gaps)) if len(gaps) > 1 else (float("nan"), float("nan"), len(gaps))
 
 
+def same_rate(runs: pd.DataFrame, world: str) -> str:
+    """The label of dr_grpo at the rate of dagrpo_on, which is a control where its own rate is another one."""
+    labels = runs.loc[runs["world"] == world, "label"]
+    return next((label for label in labels if label.startswith("dr_grpo at ")), "dr_grpo")
+
+
 def map_points(runs: pd.DataFrame) -> dict[str, list[tuple[float, str, str, str]]]:
     """Panel -> (place, world, label, baseline)."""
+    guess, plain = same_rate(runs, "guess"), same_rate(runs, "plain")
     guesses = [(1 / m, at, f"dagrpo_on, modulo {m}", f"dr_grpo, modulo {m}") for m, at in MODULI.items()]
-    guesses += [(1 / 3, "guess", "dagrpo_on", "dr_grpo"), (0.0, "plain", "dagrpo_on", "dr_grpo")]
-    noise = [(float(sigma), "guess", f"dagrpo_on, noise {sigma}", "dr_grpo") for sigma in SIGMAS]
+    guesses += [(1 / 3, "guess", "dagrpo_on", guess), (0.0, "plain", "dagrpo_on", plain)]
+    noise = [(float(sigma), "guess", f"dagrpo_on, noise {sigma}", guess) for sigma in SIGMAS]
     return {
         "how often a bare guess is right": sorted(guesses),
-        "standard deviation of the noise on S": [(0.0, "guess", "dagrpo_on", "dr_grpo"), *noise],
+        "standard deviation of the noise on S": [(0.0, "guess", "dagrpo_on", guess), *noise],
     }
 
 

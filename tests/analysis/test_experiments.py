@@ -27,11 +27,26 @@ def test_the_grid_has_the_seeds_that_were_written_down():
         for job in jobs:
             seeds.setdefault((job.stage, job.label), []).append(job.seed)
         of_claims = {label: there for (stage, label), there in seeds.items() if stage in ("main", "controls")}
-        assert len(of_claims) == (10 if world == "unseen" else 9) and all(
-            there == list(range(10)) for there in of_claims.values()
-        )
+        assert len(of_claims) == 9 and all(there == list(range(10)) for there in of_claims.values())
         assert len([1 for stage, _ in seeds if stage in ("guessable", "noise")]) == (10 if world == "guess" else 0)
         assert not any(job.seed == grid.SWEEP_SEED for job in jobs if not job.is_sweep)
+
+
+def test_where_rates_differ_dr_grpo_also_has_that_of_dagrpo_on():
+    def flags(rates):
+        return {job.flags for job in grid.grid("plain", rates) if job.label == "dr_grpo at 3e-5"}
+
+    assert flags(RATES | {"dagrpo_on": "3e-5"}) == {("--lr", "3e-5")} and not flags(RATES)
+    assert not flags({"dagrpo_on": "3e-5"}), "while the sweep of dr_grpo is not whole"
+
+
+def test_the_map_compares_methods_of_one_rate():
+    runs = pd.DataFrame({"world": ["guess", "guess", "plain"], "label": ["dr_grpo", "dr_grpo at 3e-5", "dr_grpo"]})
+    points = [point for panel in worlds.map_points(runs).values() for point in panel]
+    assert {point[1:] for point in points if point[3].startswith("dr_grpo at")} == {
+        ("guess", label, "dr_grpo at 3e-5") for label in ("dagrpo_on", *(f"dagrpo_on, noise {n}" for n in "1234"))
+    }
+    assert (0.0, "plain", "dagrpo_on", "dr_grpo") in points
 
 
 def test_every_job_is_flags_that_train_takes_and_only_the_named_things_differ():

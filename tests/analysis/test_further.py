@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 
 from analysis.experiments import further, grid
-from analysis.experiments.further import REFERENCES, keeps, questions
+from analysis.experiments.further import REFERENCES, SAME_RATE, keeps, questions
 
-FAR = {label: 0.1 * i for i, label in enumerate(["dr_grpo", "dagrpo_on", "random mask", "soft", "pairs"])}
+FAR = {label: 0.1 * i for i, label in enumerate([SAME_RATE, "dagrpo_on", "random mask", "soft", "pairs"])}
 
 
 def rows(labels):
@@ -21,7 +21,7 @@ def test_every_question_is_about_runs_of_the_grid():
     made = {
         (job.stage, job.label)
         for world in grid.WORLDS
-        for job in grid.grid(world, dict.fromkeys([*grid.METHODS, "hpt"], "1e-5"))
+        for job in grid.grid(world, dict.fromkeys([*grid.METHODS, "hpt"], "1e-5") | {"dagrpo_on": "3e-5"})
     }
     assert questions().keys() == REFERENCES.keys() <= set(grid.STAGES)
     for stage, asked in questions().items():
@@ -43,7 +43,7 @@ def test_tables_and_figures_of_the_stages_that_there_are(tmp_path, capsys):
     further.main(["--results", str(tmp_path)])
     said = capsys.readouterr().out
     assert "| ahead? | soft - dagrpo_on | 2 | +0.200 [+0.200, +0.200] accuracy |" in said
-    assert "| ahead, OOD? | pairs - dr_grpo | 2 | +0.200 [+0.200, +0.200] accuracy, OOD |" in said
+    assert "| ahead, OOD? | pairs - dr_grpo at 3e-5 | 2 | +0.200 [+0.200, +0.200] accuracy, OOD |" in said
     assert (tmp_path / "masks.png").stat().st_size > 10_000 and not (tmp_path / "own.png").exists()
 
 
