@@ -71,15 +71,18 @@ def draw_groups(rows: pd.DataFrame) -> Figure:
     prompts = rows["prompt"].unique()
     figure = Figure(figsize=(15, 0.8 + 3.7 * len(prompts)), layout="constrained")
     axes = figure.subplots(len(prompts), 4, squeeze=False, width_ratios=(1, 1, 1.05, 1.05))
-    for line, prompt in zip(axes, prompts, strict=True):
-        draw_group(line, rows[rows["prompt"] == prompt])
+    nets = [draw_group(line, rows[rows["prompt"] == prompt]) for line, prompt in zip(axes, prompts, strict=True)]
+    shares = "; ".join(f"{prompt}: {net}" for prompt, net in zip(prompts, nets, strict=True))
+    what = "How much is left of a group's pushes, |v+ + v-| / (|v+| + |v-|)"
+    figure.suptitle(f"{what}\n{shares}", fontsize=11)
     matrices = axes[0, 0].images[0]
     figure.colorbar(matrices, ax=axes[:, :2], location="bottom", shrink=0.5, aspect=50, label="cosine")
     figure.colorbar(SCORES, ax=axes[:, 2:], location="bottom", shrink=0.5, aspect=50, label="score S")
     return figure
 
 
-def draw_group(axes: np.ndarray, rows: pd.DataFrame) -> None:
+def draw_group(axes: np.ndarray, rows: pd.DataFrame) -> str:
+    """Draws its row of the figure, and returns the net share before and after the mask, in words."""
     products = np.array([line.split() for line in rows["products"]], dtype=float)  # (G, G)
     A, keep = rows["A"].to_numpy(), rows["keep"].to_numpy()
     unit, norm = cosines(products), np.sqrt(np.diag(products))
@@ -96,8 +99,9 @@ def draw_group(axes: np.ndarray, rows: pd.DataFrame) -> None:
     axes[2].set_title(f"directions of g\n{axes[2].get_title()}", fontsize=10)
     draw_plane(axes[3], products * np.outer(A, A), rows, keep)
     shares = [net_share(products, A, mask) for mask in (np.ones_like(keep), keep)]
-    after = f"net share {shares[0]:.2f} before, {shares[1]:.2f} after the mask" if keep.any() else "all masked"
-    axes[3].set_title(f"A g; {axes[3].get_title()}\n{after}", fontsize=10)
+    net = f"{shares[0]:.2f} before, {shares[1]:.2f} after the mask" if keep.any() else "all masked"
+    axes[3].set_title(f"A g; {axes[3].get_title()}\nnet share {net}", fontsize=10)
+    return net
 
 
 def clip(text: str, most: int = 22) -> str:

@@ -7,6 +7,7 @@ its 95 % interval and uncorrected p. Whether A keeps a share s of what C gains o
     masks      is another mask ahead of Eq. 8-9?
     own        does a score without a judge keep 80 % of what the mask with the exact score gains?
     anchors    do the policy's own successes keep half of what demonstrations gain?
+    flawed     is the mask a safety net against bad demonstrations?
     audit      are mixed methods ahead of SFT only where SFT is broken (2604.23747)?
     ratio      can the ratio, the baseline, or the negatives be left out (2603.18756)?
 
@@ -24,6 +25,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.experiments.claims import Claim, Effect, asked, questions_table
+from analysis.experiments.controls import FLAWS
 from analysis.experiments.grid import OUT, OWN_ANCHORS, OWN_SCORES, STAGES, UPDATES
 from analysis.experiments.masks import MASKS
 from analysis.experiments.outcomes import read_rows
@@ -36,8 +38,8 @@ TWICE = ("dr_grpo, two passes", "dagrpo, two passes")
 # stage -> its baseline, and what else is drawn beside its methods
 SAME_RATE = "dr_grpo at 3e-5"  # that of dagrpo_on and of the masks in guess
 REFERENCES = {"masks": (SAME_RATE, "dagrpo_on", "random mask"), "own": ("dr_grpo", "dagrpo_on"),
-              "anchors": TWICE[:1], "audit": ("sft", "dagrpo", "luffy", "sft then dr_grpo"),
-              "ratio": ("grpo, updates 1",)}  # fmt: skip
+              "anchors": TWICE[:1], "flawed": ("dr_grpo", "dagrpo"),
+              "audit": ("sft", "dagrpo", "luffy", "sft then dr_grpo"), "ratio": ("grpo, updates 1",)}  # fmt: skip
 
 
 def more_than(share: float, column: str) -> Effect:
@@ -66,6 +68,9 @@ def questions() -> dict[str, list[Claim]]:
     found["anchors"].append(asked("demonstrations help", TWICE[1], TWICE[0]))
     for label in OWN_ANCHORS:
         found["anchors"] += [keeps(0.5, label, *TWICE), asked("any help?", label, TWICE[0])]
+    for flaw in FLAWS:
+        for text, other in (("does the flaw hurt?", "dagrpo"), ("any help?", "dr_grpo")):
+            found["flawed"] += [asked(text, f"flawed {flaw}", other), asked(text, f"flawed {flaw}", other, *OOD)]
     for kind in BUGS:
         label = f"sft, {kind}"
         found["audit"] += [asked("does the bug hurt?", label, "sft"), asked("ahead of broken SFT?", "dagrpo", label)]

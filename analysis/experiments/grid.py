@@ -18,6 +18,8 @@ What is asked, fixed before the first run of a world:
     own         in `guess` and `plain`, dagrpo_on with scores that need no judge, 10 seeds: docs/beyond.md
     anchors     in `unseen`, two passes over the prompts (250 steps): dr_grpo, dagrpo, and dagrpo whose anchors are the
                 policy's own successes in place of demonstrations, 5 seeds: docs/beyond.md
+    flawed      in `guess`, dagrpo with anchors whose steps, or steps and answer, are wrong, 5 seeds: is the mask a
+                safety net against bad demonstrations?
     audit       in `guess`, sft with each of two bugs at sft's rate, and hpt at dagrpo's, 10 seeds: are mixed methods
                 ahead of SFT only where it is broken (2604.23747)?
     ratio       in `guess`, grpo, rgra (no ratio, no clip), reinforce (no baseline) and grpo's positives alone with 1, 2
@@ -49,6 +51,7 @@ from functools import partial
 from pathlib import Path
 
 import tasks
+from analysis.experiments.controls import FLAWS
 from analysis.experiments.masks import MASKS
 from analysis.experiments.outcomes import BIN, collect, finished, missing, read_rows, start_result
 from analysis.experiments.processes import Job, call, side_by_side
@@ -115,6 +118,8 @@ def grid(world: str, rates: dict[str, str]) -> list[Job]:
             add("noise", f"dagrpo_on, noise {sigma}", "dagrpo_on", FEWER_SEEDS, control=f"score_noise={sigma}")
         for kind in MASKS:
             add("masks", kind, "dr_grpo", control=f"mask={kind}", rate_of="dagrpo_on")
+        for flaw in FLAWS:
+            add("flawed", f"flawed {flaw}", "dagrpo", SEEDS // 2, control=f"flawed_{flaw}")
         for kind in BUGS:
             add("audit", f"sft, {kind}", "sft", control=f"sft_bug={kind}")
         add("audit", "hpt", "hpt", rate_of="dagrpo")
@@ -189,7 +194,8 @@ def run_stage(jobs: list[Job], root: Path, workers: int) -> None:
         side_by_side(works, f"{jobs[0].world}, {jobs[0].stage}", workers)
 
 
-STAGES = ("pilot", "sweep", "main", "controls", "guessable", "noise", "masks", "own", "anchors", "audit", "ratio")
+STAGES = ("pilot", "sweep", "main", "controls", "guessable", "noise", "masks", "own", "anchors", "flawed", "audit")
+STAGES += ("ratio",)
 
 
 def main(argv: list[str] | None = None) -> None:
