@@ -35,8 +35,8 @@ from harness.console import Parser, fail
 
 OOD = ("ood mean", "accuracy, OOD")
 TWICE = ("dr_grpo, two passes", "dagrpo, two passes")
-# stage -> its baseline, and what else is drawn beside its methods
 SAME_RATE = "dr_grpo at 3e-5"  # that of dagrpo_on and of the masks in guess
+# stage -> its baseline, and what else is drawn beside its methods
 REFERENCES = {"masks": (SAME_RATE, "dagrpo_on", "random mask"), "own": ("dr_grpo", "dagrpo_on"),
               "anchors": TWICE[:1], "flawed": ("dr_grpo", "dagrpo"),
               "audit": ("sft", "dagrpo", "luffy", "sft then dr_grpo"), "ratio": ("grpo, updates 1",)}  # fmt: skip
