@@ -200,6 +200,8 @@ def shared_message(points: pd.DataFrame) -> str:
 def draw_levels(ax: Axes, points: pd.DataFrame, methods: list[str]) -> None:
     """At each level the methods side by side; the marker says which mask."""
     levels, width, place = list(points["level"].unique()), 0.8 / len(methods), places(methods)
+    levels = levels if len(levels) > 2 else levels[-1:]  # one level is all there is
+    points = points[points["level"].isin(levels)]
     for i, method in enumerate(methods):
         for p in points[points["method"] == method].itertuples():
             shift = (i - (len(methods) - 1) / 2) + 0.27 * (list(MARKS).index(p.mask) - 1)
