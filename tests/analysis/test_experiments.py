@@ -49,6 +49,14 @@ def test_the_map_compares_methods_of_one_rate():
     assert (0.0, "plain", "dagrpo_on", "dr_grpo") in points
 
 
+def test_the_map_names_the_places_where_the_reward_is_surely_higher():
+    gaps = {"dagrpo_on": (0.1, 0.11), "dagrpo_on, noise 1": (0.1, -0.1), "dr_grpo": (0.0, 0.0)}
+    rows = [("guess", label, seed, gap) for label, two in gaps.items() for seed, gap in enumerate(two)]
+    runs = pd.DataFrame(rows, columns=["world", "label", "seed", "reward mean"]).assign(**{"ood mean": 0.5})
+    message = worlds.draw_map(runs).get_suptitle()
+    assert message.endswith("a bare guess is right: 0.33; standard deviation of the noise on S: 0")
+
+
 def test_every_job_is_flags_that_train_takes_and_only_the_named_things_differ():
     for world in grid.WORLDS:
         for job in grid.grid(world, RATES):
