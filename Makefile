@@ -43,6 +43,7 @@ figures: .venv/ready  ## redraw every figure in results/ from its CSV, and print
 	$(PY) -m analysis.experiments.methods --from results/methods
 	$(PY) -m analysis.experiments.worlds
 	$(PY) -m analysis.experiments.claims
+	$(PY) -m analysis.experiments.further
 	$(PY) -m analysis.experiments.conflict_seeds --from-csv results/worlds/conflict_seeds.csv
 	$(PY) -m analysis.bench.sizes
 	$(PY) -m analysis.weights --from-csv results/weights/weights.csv
