@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.experiments.conflict_seeds import SeedPoint, c7_by_seed
-from analysis.experiments.grid import OUT, WORLDS
+from analysis.experiments.grid import OUT, SAME_RATE, WORLDS
 from analysis.experiments.outcomes import read_rows
 from analysis.saved import read_rows as read_points
 from analysis.stats import markdown, signed_interval, t_interval, t_test
@@ -101,8 +101,8 @@ FURTHER = [  # asked with the claims, to understand them
     asked("the mask: out of distribution", "dagrpo_on", BASELINE, "ood mean"),
     Claim("", "the mask: lower largest norm", ("dagrpo_on", BASELINE), decades_below("grad_norm max"), 0.1, "decades"),
     asked("the mask: longer", "dagrpo_on", BASELINE, "response_length last", "tokens"),
-    asked("the mask, at the same rate", "dagrpo_on", "dr_grpo at 3e-5"),
-    asked("likewise, out of distribution", "dagrpo_on", "dr_grpo at 3e-5", "ood mean"),
+    asked("the mask, at the same rate", "dagrpo_on", SAME_RATE),
+    asked("likewise, out of distribution", "dagrpo_on", SAME_RATE, "ood mean"),
     asked("is it distinctiveness?", "dagrpo_on", "random mask"),
     asked("likewise, out of distribution", "dagrpo_on", "random mask", "ood mean"),
     asked("likewise, sooner", "dagrpo_on", "random mask", "reward mean", "reward, mean of the run"),

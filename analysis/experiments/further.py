@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from analysis.experiments.claims import Claim, Effect, asked, questions_table
 from analysis.experiments.controls import FLAWS
-from analysis.experiments.grid import OUT, OWN_ANCHORS, OWN_SCORES, STAGES, UPDATES
+from analysis.experiments.grid import OUT, OWN_ANCHORS, OWN_SCORES, SAME_RATE, STAGES, UPDATES
 from analysis.experiments.masks import MASKS
 from analysis.experiments.outcomes import read_rows
 from analysis.experiments.sft_bugs import BUGS
@@ -35,7 +35,6 @@ from harness.console import Parser, fail
 
 OOD = ("ood mean", "accuracy, OOD")
 TWICE = ("dr_grpo, two passes", "dagrpo, two passes")
-SAME_RATE = "dr_grpo at 3e-5"  # that of dagrpo_on and of the masks in guess
 # stage -> its baseline, and what else is drawn beside its methods
 REFERENCES = {"masks": (SAME_RATE, "dagrpo_on", "random mask"), "own": ("dr_grpo", "dagrpo_on"),
               "anchors": TWICE[:1], "flawed": ("dr_grpo", "dagrpo"),

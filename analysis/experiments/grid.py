@@ -15,7 +15,7 @@ What is asked, fixed before the first run of a world:
                 3 seeds: when does masking pay?
     noise       in `guess` with Gaussian noise on S of 1, 2, 3 and 4, dagrpo_on, 3 seeds: how good must a judge be?
     masks       in `guess`, dr_grpo with `soft` and `pairs` of masks.py at dagrpo_on's rate, 10 seeds: docs/beyond.md
-    own         in `guess` and `plain`, dagrpo_on with scores that need no judge, 10 seeds: docs/beyond.md
+    own         in `guess` and `plain`, dagrpo_on with scores that need no judge, 10 and 5 seeds: docs/beyond.md
     anchors     in `unseen`, two passes over the prompts (250 steps): dr_grpo, dagrpo, and dagrpo whose anchors are the
                 policy's own successes in place of demonstrations, 5 seeds: docs/beyond.md
     flawed      in `guess`, dagrpo with anchors whose steps, or steps and answer, are wrong, 5 seeds: is the mask a
@@ -64,6 +64,7 @@ METHODS = ("dr_grpo", "dagrpo_on", "dagrpo", "grpo", "luffy", "sft")
 RATES, SWEEP_SEED, SEEDS, FEWER_SEEDS = ("1e-5", "3e-5", "1e-4"), 100, 10, 3
 STEPS, K = 150, "4"
 PILOT_RATE = "3e-5"
+SAME_RATE = "dr_grpo at 3e-5"  # the control at the rate of dagrpo_on, which the sweep gave 3e-5 in every world
 PILOT = (("dr_grpo", "dr_grpo", ""), ("dagrpo_on", "dagrpo_on", ""), ("random mask", "dagrpo_on", "random_mask"))
 MODULI = {2: "guess2", 5: "guess5", 10: "guess10"}  # worlds like `guess`
 SIGMAS = ("1", "2", "3", "4")
@@ -108,8 +109,9 @@ def grid(world: str, rates: dict[str, str]) -> list[Job]:
     add("main", "sft then dr_grpo", "dr_grpo", after="main/sft")
     add("controls", "random mask", "dagrpo_on", control="random_mask")
     add("controls", "dr_grpo, S as reward", "dr_grpo", control="score_as_reward")
-    if len({rates.get(method, "?") for method in ("dr_grpo", "dagrpo_on")} - {"?"}) == 2:
-        add("controls", f"dr_grpo at {rates['dagrpo_on']}", "dr_grpo", rate_of="dagrpo_on")
+    of_mask = rates.get("dagrpo_on")
+    if of_mask and rates.get("dr_grpo", of_mask) != of_mask:
+        add("controls", f"dr_grpo at {of_mask}", "dr_grpo", rate_of="dagrpo_on")
     if world == "guess":
         for modulo, at in MODULI.items():
             for method in ("dr_grpo", "dagrpo_on"):
@@ -135,7 +137,8 @@ def grid(world: str, rates: dict[str, str]) -> list[Job]:
             add("anchors", label, "dagrpo", SEEDS // 2, flags=(*TWO_PASSES, *more), control=control)
     if world in ("guess", "plain"):
         for kind in OWN_SCORES:
-            add("own", f"own score {kind}", "dagrpo_on", control=f"own_score={kind}")
+            seeds = SEEDS if world == "guess" else SEEDS // 2
+            add("own", f"own score {kind}", "dagrpo_on", seeds, control=f"own_score={kind}")
     return jobs
 
 
@@ -194,8 +197,10 @@ def run_stage(jobs: list[Job], root: Path, workers: int) -> None:
         side_by_side(works, f"{jobs[0].world}, {jobs[0].stage}", workers)
 
 
-STAGES = ("pilot", "sweep", "main", "controls", "guessable", "noise", "masks", "own", "anchors", "flawed", "audit")
-STAGES += ("ratio",)
+STAGES = (
+    *("pilot", "sweep", "main", "controls", "guessable", "noise"),
+    *("masks", "own", "anchors", "flawed", "audit", "ratio"),
+)
 
 
 def main(argv: list[str] | None = None) -> None:

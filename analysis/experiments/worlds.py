@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.curves import ORDER, places, style
-from analysis.experiments.grid import MODULI, OUT, SIGMAS
+from analysis.experiments.grid import MODULI, OUT, SAME_RATE, SIGMAS
 from analysis.experiments.outcomes import read_rows
 from analysis.stats import t_interval
 from harness.console import Parser, fail
@@ -138,8 +138,7 @@ def ahead(runs: pd.DataFrame, world: str, label: str, other: str, column: str) -
 
 def same_rate(runs: pd.DataFrame, world: str) -> str:
     """The label of dr_grpo at the rate of dagrpo_on, which is a control where its own rate is another one."""
-    labels = runs.loc[runs["world"] == world, "label"]
-    return next((label for label in labels if label.startswith("dr_grpo at ")), "dr_grpo")
+    return SAME_RATE if SAME_RATE in set(runs.loc[runs["world"] == world, "label"]) else "dr_grpo"
 
 
 def map_points(runs: pd.DataFrame) -> dict[str, list[tuple[float, str, str, str]]]:

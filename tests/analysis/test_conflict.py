@@ -364,6 +364,7 @@ def test_masked_responses_are_hatched_and_hollow():
     faces = [line.get_markerfacecolor() for line in figure.axes[3].lines if line.get_marker() in "^v"]
     assert [face == "white" for face in faces] == [False, True, False]
     before, after = (float(word) for word in figure.axes[3].get_title().split() if word.startswith("0."))
+    assert figure.get_suptitle().endswith(f"easy: {before:.2f} before, {after:.2f} after the mask")
     assert before == pytest.approx(net_share(group.gram, group.A, np.full(3, True)), abs=0.006)
     assert after == pytest.approx(net_share(group.gram, group.A, group.keep), abs=0.006)
 

@@ -167,6 +167,14 @@ def test_the_csv_is_what_is_drawn(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("levels", "shown"), [("1", ["all"]), ("12", ["1", "2", "all"])])
+def test_a_single_level_is_not_drawn_twice(tmp_path, levels, shown):
+    runs = [make_run(tmp_path / level, seed=i, level=level) for i, level in enumerate(levels)]
+    figure = shared.draw_shared(pd.DataFrame(points_of(tmp_path, *runs)))
+    (ax,) = [ax for ax in figure.axes if ax.get_title() == "Cancelled in all, by level"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == shown
+
+
 def test_a_line_that_is_just_being_written_is_not_read(tmp_path):
     run = make_run(tmp_path / "a")
     with (run / "rollouts.jsonl").open("a") as file:
