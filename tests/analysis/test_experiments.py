@@ -50,7 +50,7 @@ def test_the_map_compares_methods_of_one_rate():
 
 
 def test_the_map_names_the_places_where_the_reward_is_surely_higher():
-    gaps = {"dagrpo_on": (0.1, 0.11), "dagrpo_on, noise 1": (0.1, -0.1), "dr_grpo": (0.0, 0.0)}
+    gaps = {"dagrpo_on": (0.1, 0.11), "dagrpo_on, noise 1": (0.3, -0.1), "dr_grpo": (0.0, 0.0)}
     rows = [("guess", label, seed, gap) for label, two in gaps.items() for seed, gap in enumerate(two)]
     runs = pd.DataFrame(rows, columns=["world", "label", "seed", "reward mean"]).assign(**{"ood mean": 0.5})
     message = worlds.draw_map(runs).get_suptitle()
