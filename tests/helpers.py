@@ -1,4 +1,4 @@
-"""What several test files share: updates for tests of the losses, and short runs of train.py."""
+"""What several test files share: updates for tests of the losses, and short runs of train.py and eval.py."""
 
 import csv
 import json
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import eval as evaluation
 import fast
 import rollout
 import train
@@ -198,6 +199,10 @@ def run(folder, out, *flags, method="dagrpo", steps=2, **handed_in):
     argv = ["--method", method, "--steps", str(steps), "--out", str(out), "--model", str(folder)]
     train.main([*argv, *small, *flags], **handed_in)
     return metrics(out)
+
+
+def run_eval(*flags):
+    evaluation.main([str(flag) for flag in flags])
 
 
 def metrics(out):

@@ -1,120 +1,18 @@
-"""The viewer's page, opened in headless Chromium (marked `extra`), through its DevTools pipe: no driver is needed."""
+"""What the viewer's page shows, in headless Chromium (marked `extra`): masks, pushes, and the group it opens on."""
 
 import json
 import math
-import os
 import random
-import shutil
-import subprocess
-import time
 
 import pytest
 import torch
-from helpers_viewer import ATTACK, brute_force_nets, make_record, page_data, random_record, unpack, write_run
+from helpers_browser import in_chromium
+from helpers_viewer import brute_force_nets, make_record, page_data, random_record, unpack, write_run
 
 import dagrpo
 from analysis import pushes, viewer
 from dagrpo import METHODS
 from harness import report
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH")
-
-
-class Browser:
-    """One page of headless Chromium, through --remote-debugging-pipe: JSON ended by NUL on its descriptors 3 and 4."""
-
-    def __init__(self, profile):
-        (read_end, self.to), (self.back, write_end) = os.pipe(), os.pipe()
-        flags = [
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--remote-debugging-pipe",
-            f"--user-data-dir={profile}",
-        ]
-        # by way of two high numbers, as the pipes may be 3 and 4 themselves
-        command = f'exec 18<&{read_end} 19>&{write_end}; exec "$0" "$@" 3<&18 4>&19 18<&- 19>&-'
-        self.process = subprocess.Popen(
-            ["bash", "-c", command, CHROMIUM, *flags, "about:blank"],
-            pass_fds=(read_end, write_end),
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(read_end)
-        os.close(write_end)
-        self.sent, self.buffer, self.errors, self.session = 0, b"", [], None
-        target = next(t for t in self("Target.getTargets")["targetInfos"] if t["type"] == "page")["targetId"]
-        self.session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Runtime", "Log", "Network", "Page"):
-            self(f"{domain}.enable")
-
-    def __call__(self, method, **params):
-        self.sent += 1
-        message = {"id": self.sent, "method": method, "params": params}
-        os.write(self.to, json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode() + b"\0")
-        while True:
-            while b"\0" not in self.buffer:
-                part = os.read(self.back, 1 << 20)
-                assert part, "chromium has ended"
-                self.buffer += part
-            text, _, self.buffer = self.buffer.partition(b"\0")
-            answer = json.loads(text)
-            if answer.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
-                self.errors.append(answer["params"])
-            if answer.get("id") == self.sent:
-                assert "error" not in answer, answer
-                return answer["result"]
-
-    def open(self, path, hash=""):
-        self.errors.clear()
-        self("Page.navigate", url="about:blank")
-        self("Page.navigate", url=f"file://{path}#{hash}")
-        end = time.monotonic() + 20
-        while not self.js("document.readyState === 'complete' && location.protocol === 'file:'"):
-            assert time.monotonic() < end
-            time.sleep(0.02)
-
-    def js(self, expression):
-        done = self("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in done, done["exceptionDetails"]
-        return done["result"].get("value")
-
-    def at(self, hash):
-        """The address changes, as by a link to another state of the page."""
-        self.js(
-            f"new Promise(done => {{ addEventListener('hashchange', () => done(1), {{once: true}}); "
-            f"location.hash = '#' + {json.dumps(hash)} + '&n={self.sent}' }})"
-        )
-
-    def key(self, name):
-        code = {"ArrowRight": 39, "ArrowLeft": 37, "Tab": 9}[name]
-        for kind in ("keyDown", "keyUp"):
-            self("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code)
-
-    def texts(self, selector):
-        return self.js(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent)")
-
-    def close(self):
-        self("Browser.close")
-        self.process.wait(timeout=20)
-        os.close(self.to)
-        os.close(self.back)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
-
-@pytest.fixture(scope="module")
-def random_run(tmp_path_factory):
-    rng = random.Random(1)
-    records = [random_record(rng, step=g // 8 + 1, group=g % 8) for g in range(80)]
-    run = write_run(tmp_path_factory.mktemp("random") / "run", records)
-    viewer.main([str(run)])
-    return run / "viewer.html", records
 
 
 def expected_mask(record, delta, recipe=METHODS["dagrpo"]):
@@ -183,79 +81,6 @@ def test_the_rows_show_mask_pushes_and_net_pushes_of_the_recipe(browser, random_
 
 @pytest.mark.extra
 @in_chromium
-def test_scripts_in_texts_are_shown_and_not_run(browser, tmp_path):
-    record = make_record([ATTACK, "b"], [1.0, 0.0], [9, 2], question=ATTACK, answer=ATTACK, demonstration=ATTACK)
-    run = write_run(tmp_path / "run", [record])
-    viewer.main([str(run)])
-    browser.open(run / "viewer.html")
-    assert browser.js("document.title").endswith(": groups")
-    assert browser.texts("#question, #answer, #demonstration") == [ATTACK] * 3
-    assert browser.texts("#rows .tokens")[0].replace("\u00b7", "") == ATTACK + "<end>"
-    assert browser.js("document.querySelectorAll('main script, img').length") == 0
-    assert not browser.errors  # nothing that the security policy had to stop
-
-
-@pytest.mark.extra
-@in_chromium
-def test_the_security_policy_stops_what_is_not_the_pages_own(browser, random_run):
-    browser.open(random_run[0])
-    browser.js(
-        "const s = document.createElement('script'); s.textContent = 'window.owned = 1'; document.body.append(s)"
-    )
-    assert browser.js("window.owned === undefined")
-    assert browser.js("fetch('data:text/plain,x').then(() => 'fetched', () => 'stopped')") == "stopped"
-
-
-@pytest.mark.extra
-@in_chromium
-def test_everything_can_be_reached_with_the_keyboard(browser, random_run):
-    path, records = random_run
-    browser.open(path, "step=1&group=0")
-
-    def where():
-        return browser.js("[page.groups[state.at].step, page.groups[state.at].group].join()")
-
-    browser.key("ArrowRight")
-    assert where() == "1,1"
-    browser.key("ArrowLeft")
-    browser.key("ArrowLeft")  # there is none before the first
-    assert where() == "1,0"
-    assert browser.texts("#status")[0].startswith("Step 1, group 0")
-    seen = []
-    for _ in range(12):
-        browser.key("Tab")
-        seen.append(browser.js("document.activeElement.id || document.activeElement.className"))
-        if seen[-1] == "delta":
-            before = browser.js("state.delta")
-            browser.key("ArrowRight")
-            assert browser.js("state.delta") == pytest.approx(before + 0.1)
-            assert browser.texts("#deltaout") == ["3.1"]
-            assert where() == "1,0"  # the slider's own arrows
-        if seen[-1] == "tokens":
-            break
-    assert seen == ["step", "group", "previous", "next", "partly", "recipe", "delta", "tokens"]
-    browser.key("ArrowRight")
-    browser.key("ArrowRight")
-    length = len(records[0]["tokens"][0])
-    assert browser.texts("#readout")[0].startswith(f"Row #0, token 2 of {length}, ")
-    assert where() == "1,0"
-    assert browser.js("document.activeElement.matches(':focus-visible')")
-
-
-@pytest.mark.extra
-@in_chromium
-def test_names_scopes_and_live_regions_for_screen_readers(browser, random_run):
-    browser.open(random_run[0])
-    assert browser.js("[...document.querySelectorAll('th')].every(th => ['row', 'col'].includes(th.scope))")
-    assert browser.js("[...document.querySelectorAll('table')].every(t => t.caption.textContent)")
-    named = "e.labels?.length || e.textContent || e.ariaLabel"
-    assert browser.js(f"[...document.querySelectorAll('select, input, button')].every(e => {named})")
-    assert browser.js("[...document.querySelectorAll('#status, #readout')].every(e => e.ariaLive === 'polite')")
-    assert browser.js("document.documentElement.lang") == "en"
-
-
-@pytest.mark.extra
-@in_chromium
 def test_a_mask_that_the_run_had_otherwise_is_told_where_it_can_be_compared(browser, tmp_path):
     """A random mask, or GTPO's entropy filter: the page cannot know them, the record does."""
     record = make_record(["a", "b"], [1.0, 0.0], [9, 2]) | {"keep": [True, False]}
@@ -318,46 +143,3 @@ def test_what_the_step_did_is_shown_beside_the_push(browser, tmp_path):
     assert browser.texts("#readout")[0].endswith("its log-prob moved by \u22120.25 nats")
     browser.js("readToken(document.querySelector('[data-row=\"1\"]'), 0)")
     assert browser.texts("#readout")[0].endswith("moved by unknown nats")
-
-
-@pytest.mark.extra
-@in_chromium
-def test_on_a_phone_nothing_is_cut_off(browser, random_run):
-    browser("Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=1, mobile=True)
-    try:
-        browser.open(random_run[0])
-        assert browser.js("document.documentElement.scrollWidth") <= 400
-        for name in ("#rows", "#shared", ".controls", "svg"):
-            box = browser.js(f"(r => [r.left, r.right])(document.querySelector('{name}').getBoundingClientRect())")
-            assert 0 <= box[0] < box[1] <= 400, name
-    finally:
-        browser("Emulation.clearDeviceMetricsOverride")
-
-
-@pytest.mark.extra
-@in_chromium
-def test_five_hundred_groups_open_and_switch_fast(browser, tmp_path, capsys):
-    rng = random.Random(3)
-    words = ["".join(rng.choice("abc ") for _ in range(30)) for _ in range(8)]
-    S = [10, 4.5, 3, 1, 1, 7, 2, 10]
-    records = [
-        make_record(
-            [rng.choice(words)[:20] + rng.choice(words) for _ in S], [1.0, 1, 0, 0, 0, 1, 0, 1], S, g // 16, g % 16
-        )
-        for g in range(500)
-    ]
-    run = write_run(tmp_path / "run", records)
-    viewer.main([str(run)])
-    browser.open(run / "viewer.html")
-    opened = browser.js("performance.timing.domComplete - performance.timing.navigationStart")
-    switch = (
-        "(() => { const t = performance.now(); go(AT); document.body.offsetHeight; return performance.now() - t })()"
-    )
-    times = sorted(browser.js(switch.replace("AT", str(rng.randrange(500)))) for _ in range(40))
-    size = (run / "viewer.html").stat().st_size / 1e6
-    print(
-        f"\n500 groups: {size:.1f} MB, open {opened} ms, switch {times[20]:.0f} ms (median), {times[-1]:.0f} ms (worst)"
-    )
-    assert size < 10
-    assert opened < 5000  # a busy machine; a quiet one takes a tenth
-    assert times[20] < 200

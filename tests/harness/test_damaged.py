@@ -3,20 +3,33 @@
 Every case damages a copy of one good run and calls a program on it, in this process.
 """
 
-import json
-import os
 import shutil
 import time
 
 import pytest
 import torch
 from helpers import run
-from safetensors.torch import load_file, save_file
+from helpers_damage import (
+    DEEP,
+    MODEL,
+    Evil,
+    a_folder,
+    cut,
+    deep_group,
+    entries,
+    fill,
+    first,
+    gone,
+    groups,
+    lines,
+    text,
+    trainer,
+)
+from helpers_damaged_models import MODELS
 
 import eval
 from analysis import viewer
 
-DEEP = "[" * 100_000
 SHORT = ["--levels", "1", "--batch-prompts", "2", "--group-size", "2"]  # and what helpers.run adds
 
 
@@ -42,147 +55,6 @@ def evaluate(folder, model):
 
 def view(folder, model):
     viewer.main([str(folder)])
-
-
-# ------------------------------------------------------------------------------- ways to damage a file of a run folder
-
-
-def text(name, content):
-    """The file holds this, as bytes or as text."""
-
-    def damage(folder):
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-
-    return damage
-
-
-def gone(name):
-    def damage(folder):
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    return damage
-
-
-def a_folder(name):
-    def damage(folder):
-        gone(name)(folder)
-        (folder / name).mkdir()
-
-    return damage
-
-
-def cut(name, share=0.5):
-    def damage(folder):
-        whole = (folder / name).read_bytes()
-        (folder / name).write_bytes(whole[: int(len(whole) * share)])
-
-    return damage
-
-
-def entries(name, **new):
-    """A JSON object with other values; ... takes an entry out."""
-
-    def damage(folder):
-        path = folder / name
-        content = json.loads(path.read_text()) | new
-        path.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
-
-    return damage
-
-
-def lines(name, change):
-    """A text file with its list of lines changed, or replaced by what `change` returns."""
-
-    def damage(folder):
-        path = folder / name
-        rows = path.read_text().splitlines(keepends=True)
-        path.write_text("".join(change(rows) or rows))
-
-    return damage
-
-
-def groups(**new):
-    """Every group of rollouts.jsonl with other values, and config.json untouched; ... takes an entry out."""
-
-    def change(rows):
-        records = [json.loads(row) | new for row in rows]
-        return [json.dumps({k: v for k, v in record.items() if v is not ...}) + "\n" for record in records]
-
-    return lines("rollouts.jsonl", change)
-
-
-def deep_group(rows):
-    return [row[:-2] + ', "more": ' + DEEP + "]" * len(DEEP) + "}\n" for row in rows]
-
-
-def trainer(change):
-    """trainer.pt with its dict changed, or replaced by what `change` returns."""
-
-    def damage(folder):
-        path = folder / "checkpoint" / "trainer.pt"
-        content = torch.load(path)
-        other = change(content)
-        torch.save(content if other is None else other, path)
-
-    return damage
-
-
-def first(**new):
-    """The optimiser's state of the first parameter with other values, made from the old one; ... takes one out."""
-
-    def change(content):
-        state = content["optimizer"]["state"][0]
-        for name, make in new.items():
-            if make is ...:
-                del state[name]
-            else:
-                state[name] = make(state.get(name))
-
-    return trainer(change)
-
-
-MODEL = "checkpoint/model/"
-
-
-def weights(change):
-    def damage(folder):
-        path = folder / MODEL / "model.safetensors"
-        tensors = load_file(path)
-        change(tensors)
-        save_file(tensors, path, metadata={"format": "pt"})
-
-    return damage
-
-
-def weight(new):
-    return weights(lambda tensors: tensors.update({"model.norm.weight": new(tensors["model.norm.weight"])}))
-
-
-def config(**new):
-    return entries(MODEL + "config.json", **new)
-
-
-def template(words):
-    return text(MODEL + "chat_template.jinja", words)
-
-
-def adapter(**new):
-    return text(MODEL + "adapter_config.json", json.dumps(new))
-
-
-class Evil:
-    """Makes a folder when it is unpickled."""
-
-    def __reduce__(self):
-        return os.mkdir, ("ran",)
-
-
-def fill(value):
-    return lambda x: torch.full_like(x, value)
 
 
 RUNS = {  # --resume
@@ -295,102 +167,6 @@ RUNS = {  # --resume
     "rollouts backwards": lines("rollouts.jsonl", lambda rows: rows[::-1]),
     "rollouts not UTF-8": text("rollouts.jsonl", b'{"step": 1, "x": "\xff"}\n'),
     "rollouts a folder": a_folder("rollouts.jsonl"),
-}
-MODELS = {  # eval.py and train.py --model
-    "config gone": gone(MODEL + "config.json"),
-    "config empty": text(MODEL + "config.json", ""),
-    "config a list": text(MODEL + "config.json", "[]"),
-    "config null": text(MODEL + "config.json", "null"),
-    "config no entries": text(MODEL + "config.json", "{}"),
-    "config cut": cut(MODEL + "config.json"),
-    "config deep": text(MODEL + "config.json", DEEP),
-    "config not UTF-8": text(MODEL + "config.json", b"\xff"),
-    "a billion layers": config(num_hidden_layers=10**9),
-    "layers of text": config(num_hidden_layers="x"),
-    "layers without weights": config(num_hidden_layers=3),
-    "wide": config(hidden_size=10**9),
-    "wide inside": config(intermediate_size=10**10),
-    "no heads": config(num_attention_heads=0),
-    "uneven heads": config(num_attention_heads=3),
-    "heads below 0": config(num_attention_heads=-1),
-    "a vocabulary of 10^12": config(vocab_size=10**12),
-    "a vocabulary too small": config(vocab_size=3),
-    "an activation that there is not": config(hidden_act="x"),
-    "an epsilon of text": config(rms_norm_eps="x"),
-    "a rope that there is not": config(rope_parameters={"rope_type": "x"}),
-    "a rope of text": config(rope_parameters={"rope_type": "default", "rope_theta": "x"}),
-    "a type that there is not": config(model_type="x"),
-    "a type that is a list": config(model_type=[]),
-    "an encoder": config(model_type="bert"),
-    "an encoder and a decoder": config(model_type="t5"),
-    "attention that there is not": config(attn_implementation="x"),
-    "attention from the hub": config(_attn_implementation="x/y"),
-    "code of its own": config(model_type="x", auto_map={"AutoConfig": "x.C", "AutoModelForCausalLM": "x.M"}),
-    "a quantization that needs a package": config(quantization_config={"quant_method": "awq"}),
-    "weights gone": gone(MODEL + "model.safetensors"),
-    "weights empty": text(MODEL + "model.safetensors", ""),
-    "weights of text": text(MODEL + "model.safetensors", "{}"),
-    "weights cut": cut(MODEL + "model.safetensors"),
-    "weights cut at their end": cut(MODEL + "model.safetensors", 0.99),
-    "weights with a huge header": text(MODEL + "model.safetensors", b"\xff" * 7 + b"\x7f{}"),
-    "weights with a deep header": text(MODEL + "model.safetensors", (10**5).to_bytes(8, "little") + DEEP.encode()),
-    "weights a folder": a_folder(MODEL + "model.safetensors"),
-    "a tensor missing": weights(lambda x: x.pop("model.norm.weight")),
-    "all tensors but one missing": weights(lambda x: [x.pop(name) for name in [*x][1:]]),
-    "a tensor by another name": weights(lambda x: x.update(norm=x.pop("model.norm.weight"))),
-    "a tensor too short": weight(lambda x: x[:5].clone()),
-    "a tensor empty": weight(lambda x: torch.zeros(0)),
-    "a tensor with an axis more": weight(lambda x: x[None].clone()),
-    "a weight NaN": weight(lambda x: torch.cat([x[1:], torch.tensor([float("nan")])])),
-    "a weight infinite": weight(lambda x: torch.cat([x[1:], torch.tensor([float("inf")])])),
-    "weights too large for their logits": weights(lambda x: x["lm_head.weight"].fill_(3e38)),
-    "an index out of the folder": lambda folder: [
-        gone(MODEL + "model.safetensors")(folder),
-        text(MODEL + "model.safetensors.index.json", '{"weight_map": {"a": "../../trainer.pt"}}')(folder),
-    ],
-    "pickled weights with code": lambda folder: [
-        gone(MODEL + "model.safetensors")(folder),
-        torch.save({"model.norm.weight": Evil()}, folder / MODEL / "pytorch_model.bin"),
-    ],
-    "tokenizer gone": gone(MODEL + "tokenizer.json"),
-    "tokenizer empty": text(MODEL + "tokenizer.json", ""),
-    "tokenizer a list": text(MODEL + "tokenizer.json", "[]"),
-    "tokenizer no entries": text(MODEL + "tokenizer.json", "{}"),
-    "tokenizer cut": cut(MODEL + "tokenizer.json"),
-    "tokenizer deep": text(MODEL + "tokenizer.json", DEEP),
-    "tokenizer not UTF-8": text(MODEL + "tokenizer.json", b"\xff"),
-    "tokenizer without a model": entries(MODEL + "tokenizer.json", model=None),
-    "tokenizer with a splitter that there is not": entries(MODEL + "tokenizer.json", pre_tokenizer={"type": "x"}),
-    "tokenizer settings a list": text(MODEL + "tokenizer_config.json", "[]"),
-    "tokenizer settings null": text(MODEL + "tokenizer_config.json", "null"),
-    "tokenizer settings gone": gone(MODEL + "tokenizer_config.json"),
-    "tokenizer settings cut": cut(MODEL + "tokenizer_config.json"),
-    "tokenizer with code of its own": entries(
-        MODEL + "tokenizer_config.json", tokenizer_class="X", auto_map={"AutoTokenizer": ["x.T", None]}
-    ),
-    "no end token": entries(MODEL + "tokenizer_config.json", eos_token=...),
-    "an end token that is a number": entries(MODEL + "tokenizer_config.json", eos_token=5),
-    "an end token that is a list": entries(MODEL + "tokenizer_config.json", eos_token=[]),
-    "an end token that the model does not know": entries(MODEL + "tokenizer_config.json", eos_token="<other>"),
-    "special tokens that are a number": entries(MODEL + "tokenizer_config.json", additional_special_tokens=5),
-    "a template that is no template": template("{% for %}"),
-    "a template that refuses": template("{{ raise_exception('no') }}"),
-    "a template that divides by 0": template("{{ 1 // 0 }}"),
-    "a template that asks for what is not there": template("{{ messages[5].content.x.y }}"),
-    "a template that writes nothing": template("{{ '' }}"),
-    "a template that calls itself": template("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"),
-    "a template that looks around": template("{{ ''.__class__.__mro__[1].__subclasses__() }}"),
-    "a template that counts for long": template("{% for i in range(10**9) %}{% endfor %}"),
-    "a template that does not end": template(
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-    ),
-    "a template that is a number": entries(MODEL + "tokenizer_config.json", chat_template=5),
-    "an adapter of nothing": adapter(),
-    "an adapter of no model": adapter(peft_type="LORA", base_model_name_or_path=None),
-    "an adapter of a model that there is not": adapter(peft_type="LORA", base_model_name_or_path="/nowhere"),
-    "an adapter of another kind": adapter(peft_type="X", base_model_name_or_path="/nowhere"),
-    "an adapter that is a list": text(MODEL + "adapter_config.json", "[]"),
-    "settings of sampling that are a list": text(MODEL + "generation_config.json", "[]"),
 }
 VIEWS = {  # analysis.viewer
     "delta infinite": entries("config.json", delta=float("inf")),

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.extra
 pytest.importorskip("trl", reason="needs trl: pip install -r requirements-extra.txt")
 
 import trl  # noqa: E402
-from test_trl import ROOT, SMALL, make, read, record, settings  # noqa: E402
+from helpers_trl import ROOT, SMALL, make, read, record, settings  # noqa: E402
 
 import eval as evaluation  # noqa: E402
 import scoring  # noqa: E402
