@@ -14,15 +14,13 @@ Letters: B prompts, G responses per prompt, N = B*G rows, T completion tokens. R
 
 from __future__ import annotations
 
-import math
 import runpy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
+from math import exp, inf, log
 from typing import Literal
 
 import torch
 from torch import Tensor
-
-INF = float("inf")
 
 
 @dataclass(frozen=True)
@@ -38,22 +36,19 @@ class Recipe:
     rollouts: bool = True  # False: a group is its demonstration alone, and nothing is sampled (SFT)
     baseline: Literal["mean", "leave_one_out", "none", "constant"] = "mean"  # what R is compared with; constant: A = 1
     rectify: bool = False  # DaGRPO's mechanism 1, Eq. 8-9
+    soft: bool = False  # and then weights in place of the mask; not the paper's
     anchors: bool = False  # DaGRPO's mechanism 2, Eq. 11: a demonstration takes one place of the group
     anchor_ratio: Literal["one", "shaped", "log", "phi"] = "one"  # Eq. 13 writes none: 1; LUFFY, SFT, CHORD: surrogate
     mu: float | None = None  # anchors stay outside Eq. 12: A = 1, and the loss is (1 - mu) rollouts + mu anchors
     gate: int | None = None  # HPT: an anchor only in groups with at most this many right rollouts
     entropy_bonus: float = 0.0  # added to the objective, with gradient
     entropy_penalty: float = 0.0  # subtracted from the advantage, without gradient
-    entropy_limit: float = INF  # rows whose mean entropy is above it are left out
+    entropy_limit: float = inf  # rows whose mean entropy is above it are left out
     top_entropy: float = 1.0  # only this share of the update's tokens counts, those of highest entropy
-    stale_limit: float = INF  # rows with A < 0 whose mean log-prob has fallen by more are left out
+    stale_limit: float = inf  # rows with A < 0 whose mean log-prob has fallen by more are left out
     conflict_tokens: bool = False  # GTPO: shared tokens count double in positives, not at all in negatives
     resample_rounds: int = 0  # DAPO: a group of equal rewards is sampled again, at most this often
     kl: Literal["k1", "k2", "k3", "k3_ratio"] = "k3"  # how KL is estimated, if there is a KL term
-
-    @property
-    def couples_groups(self) -> bool:  # does the push on a group depend on the other groups?
-        return "batch" in self.scale or self.divisor == "tokens" or self.top_entropy < 1 or self.mu is not None
 
 
 # A comment says where a line's numbers come from: the authors' text (paper) or code (script). The usual clip is 0.2.
@@ -61,34 +56,35 @@ class Recipe:
 METHODS = {
     # 1. Advantages           paper         scale            ratio        divisor     clip, and what else it has
     "reinforce": Recipe("Williams 1992", "none",          "token",     "constant", (0.8, 1.2), baseline="none"),
-    "rloo":         Recipe("2402.14740", "none",          "one",       "constant", (0, INF), baseline="leave_one_out"),
+    "rloo":         Recipe("2402.14740", "none",          "one",       "constant", (0, inf), baseline="leave_one_out"),
     "grpo":         Recipe("2402.03300", "group",         "token",     "sequence", (0.8, 1.2)),
     "dr_grpo":      Recipe("2503.20783", "none",          "token",     "constant", (0.8, 1.2)),
     "maxrl":        Recipe("2602.02710", "mean",          "token",     "tokens",   (0.8, 1.2)),  # script
     "lite_ppo":     Recipe("2508.08221", "batch",         "token",     "tokens",   (0.8, 1.2)),  # paper; ROLL's config
     "reinforce_pp": Recipe("2501.03262", "batch_centred", "token",     "tokens",   (0.8, 1.2), kl="k2"),  # paper
     # 2. Ratios and clips
-    "rgra":         Recipe("2603.18756", "group",         "one",       "sequence", (0, INF)),
+    "rgra":         Recipe("2603.18756", "group",         "one",       "sequence", (0, inf)),
     "dapo":         Recipe("2503.14476", "group",         "token",     "tokens",   (0.8, 1.28), resample_rounds=3),
     "two_sided":    Recipe("2505.07291", "group",         "token",     "sequence", (0.8, 1.2, 4.0)),  # paper
     "cispo":        Recipe("2506.13585", "group",         "detached",  "tokens",   (0, 5)),  # 5: ScaleRL
-    "sapo":         Recipe("2511.20347", "group",         "soft",      "sequence", (0, INF)),  # paper: tau in surrogate
+    "sapo":         Recipe("2511.20347", "group",         "soft",      "sequence", (0, inf)),  # paper: tau in surrogate
     "dppo_tv":      Recipe("2602.04879", "none",          "detached",  "constant", (0, 20), ("tv", 0.15)),  # script
     "dppo_kl":      Recipe("2602.04879", "none",          "detached",  "constant", (0, 20), ("kl", 0.05)),  # script
     "gspo":         Recipe("2507.18071", "group",         "sequence",  "sequence", (1 - 3e-4, 1 + 4e-4)),  # paper
     "luspo":        Recipe("2602.05261", "group",         "sequence",  "constant", (1 - 2e-3, 1 + 25e-4)),  # paper
-    "gmpo":         Recipe("2507.20673", "group",         "geometric", "sequence", (math.exp(-0.4), math.exp(0.4))),
+    "gmpo":         Recipe("2507.20673", "group",         "geometric", "sequence", (exp(-0.4), exp(0.4))),
     # 3. Which tokens and rows
     "top_entropy":  Recipe("2506.01939", "group",         "token",     "tokens",   (0.8, 1.28), top_entropy=0.2),
-    "gtpo":         Recipe("2508.03772", "none",          "token",     "sequence", (0, INF), conflict_tokens=True,
-                           entropy_penalty=0.1, entropy_limit=math.log(2)),
+    "gtpo":         Recipe("2508.03772", "none",          "token",     "sequence", (0, inf), conflict_tokens=True,
+                           entropy_penalty=0.1, entropy_limit=log(2)),
     "deepseek_v32": Recipe("2512.02556", "none",          "token",     "sequence", (0.8, 1.2), stale_limit=0.5,
                            kl="k3_ratio"),  # the paper gives no limit: TRL's example
     "dagrpo_on":    Recipe("2512.06337", "none",          "token",     "constant", (0.8, 1.2), rectify=True),
+    "dagrpo_soft": Recipe("docs/beyond", "none",          "token",     "constant", (0.8, 1.2), rectify=True, soft=True),
     # 4. Demonstrations
     "sft":          Recipe("",           "none",          "token",     "tokens",   (0.8, 1.2), rollouts=False,
                            baseline="constant", anchors=True, anchor_ratio="log"),
-    "luffy":        Recipe("2504.14945", "none",          "token",     "constant", (0, INF), anchors=True,
+    "luffy":        Recipe("2504.14945", "none",          "token",     "constant", (0, inf), anchors=True,
                            anchor_ratio="shaped", entropy_bonus=0.001),
     "chord":        Recipe("2508.11408", "group",         "token",     "tokens",   (0.8, 1.2), anchors=True,
                            anchor_ratio="phi", mu=0.1),  # paper: the mu of CHORD-phi
@@ -115,8 +111,8 @@ class Update:
     def rows(self, index: Tensor) -> Update:
         """The rows `index` (n,) as a micro-batch, cut to their longest completion (t). Weights are not recomputed."""
         t = int(self.mask[index].sum(dim=1).max())
-        parts = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return Update(**{name: x if x is None else x[index] if x.dim() == 1 else x[index, :t] for name, x in parts})
+        parts = ((name, x) for name, x in vars(self).items() if x is not None)
+        return replace(self, **{name: x[index] if x.dim() == 1 else x[index, :t] for name, x in parts})
 
     def log_ratio(self, logp: Tensor) -> Tensor:
         """log(pi / pi_old), (N, T). 0 on padding and on anchors, which nobody sampled: their NaN never enters."""
@@ -151,26 +147,34 @@ def group_advantages(rewards: Tensor, scale: str = "none", baseline: str = "mean
     return (differences[baseline] / spreads[scale]()).masked_fill(no_signal, 0.0).masked_fill(apart, 1.0)
 
 
-def rectification_mask(advantages: Tensor, scores: Tensor, delta: float = 3.0) -> Tensor:
+def rectification_mask(advantages: Tensor, scores: Tensor, delta: float = 3.0, soft: bool = False) -> Tensor:
     """Eq. 8-9: which responses are distinct enough to learn from, bool (B, G), True = keep. A and S are (B, G).
 
-    A positive (A > 0) stays if its score S is at least `delta` above the best negative's, a negative (A < 0) if its
-    score is at least `delta` below the worst positive's. If one side is empty, the other stays. A = 0 is never kept. If
-    a response with A != 0 has no score (NaN), all of its group is masked. ValueError for delta < 0 or other shapes.
+    A positive (A > 0) stays if its score S is at least `delta` above the best negative's, a negative (A < 0) if it is
+    as far below the worst positive's; if one side is empty, the other stays. A = 0 is never kept, nor is any response
+    of a group in which a score is missing (NaN). ValueError for delta < 0. `soft`, which is ours: sigmoid(gap - delta).
 
     >>> A, S = torch.tensor([[0.5, 0.5, -0.5, -0.5]]), torch.tensor([[10.0, 4.5, 5.5, 1.0]])
     >>> rectification_mask(A, S, delta=3.0)
     tensor([[ True, False, False,  True]])
     """
     if not delta >= 0 or advantages.shape != scores.shape or advantages.dim() != 2:
-        raise ValueError(
-            f"delta {delta} must be >= 0; A {advantages.shape} and S {scores.shape} must both be the same (B, G)"
-        )
+        raise ValueError(f"delta {delta} must be >= 0, and A {advantages.shape} and S {scores.shape} the same (B, G)")
     positive, negative = advantages > 0, advantages < 0  # (B, G)  G+ and G-
-    best_negative = scores.masked_fill(~negative, -INF).amax(dim=1, keepdim=True)  # (B, 1)
-    worst_positive = scores.masked_fill(~positive, INF).amin(dim=1, keepdim=True)  # (B, 1)
-    keep = (positive & (scores - best_negative >= delta)) | (negative & (worst_positive - scores >= delta))
-    return keep & ~((positive | negative) & scores.isnan()).any(dim=1, keepdim=True)
+    best_negative = scores.masked_fill(~negative, -inf).amax(dim=1, keepdim=True)  # (B, 1)
+    worst_positive = scores.masked_fill(~positive, inf).amin(dim=1, keepdim=True)  # (B, 1)
+    gap = torch.where(positive, scores - best_negative, torch.where(negative, worst_positive - scores, -inf))  # (B, G)
+    gap = gap.masked_fill(gap.isnan().any(dim=1, keepdim=True), -inf)  # a score is missing: the group is masked
+    return torch.sigmoid(gap - delta) if soft else gap >= delta
+
+
+def rectify(recipe: Recipe, advantages: Tensor, scores: Tensor, delta: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
+    """A as the recipe has it; which rows are distinct by Eq. 8-9, whatever it has; and which it keeps: (B, G) each."""
+    distinct = rectification_mask(advantages, scores, delta)
+    if not recipe.soft:
+        return advantages, distinct, distinct if recipe.rectify else torch.ones_like(distinct)
+    weight = rectification_mask(advantages, scores, delta, soft=True)  # 0 only without a score, or where A = 0
+    return torch.where(weight > 0, advantages * weight, advantages), distinct, weight > 0
 
 
 def conflict_weights(advantages: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -179,15 +183,14 @@ def conflict_weights(advantages: Tensor, tokens: Tensor, mask: Tensor) -> Tensor
     A token is in conflict if a positive and a negative of its group share it and all before it, place by place, or it
     and all after it, counted from the end. It then weighs 2 in positives, 0 in negatives. Other tokens weigh 1.
     """
-    shape = (*advantages.shape, tokens.shape[1])
-    tokens, mask = tokens.view(shape), mask.view(shape)  # (B, G, T)
+    tokens, mask = (x.unflatten(0, advantages.shape) for x in (tokens, mask))  # (B, G, T)
     positive, negative = (advantages > 0)[:, None, :, None], (advantages < 0)[:, None, :, None]
 
     def shared_run(tokens: Tensor) -> Tensor:  # the unbroken run from position 0 that both signs share, (B, G, T)
         same = (tokens[:, :, None] == tokens[:, None]) & mask[:, :, None] & mask[:, None]  # (B, G, G, T)
         return ((same & positive).any(dim=2) & (same & negative).any(dim=2)).cumprod(dim=2).bool()
 
-    mirror = (mask.sum(dim=2, keepdim=True) - 1 - torch.arange(shape[2], device=mask.device)) % shape[2]  # its inverse
+    mirror = (mask.sum(dim=2, keepdim=True) - torch.ones_like(tokens).cumsum(dim=2)) % mask.shape[2]  # its own inverse
     conflict = shared_run(tokens) | shared_run(tokens.gather(2, mirror)).gather(2, mirror)
     return torch.where(conflict, 1 + advantages.sign()[:, :, None], 1.0).flatten(0, 1)  # 1 + 1, 1 - 1
 
@@ -206,7 +209,7 @@ def divisor_weights(mask: Tensor, divisor: str, max_new_tokens: int) -> Tensor:
 
 
 def build_update(recipe: Recipe, advantages: Tensor, keep: Tensor, tokens: Tensor, mask: Tensor, logp_old: Tensor,
-                 entropy_old: Tensor, is_anchor: Tensor, max_new_tokens: int, start_entropy: float = INF,
+                 entropy_old: Tensor, is_anchor: Tensor, max_new_tokens: int, start_entropy: float = inf,
                  logp_ref: Tensor | None = None) -> Update:  # fmt: skip
     """All that an update's micro-batches share. advantages, keep: (B, G); is_anchor: (N,); other tensors: (N, T)."""
     weight = divisor_weights(mask, recipe.divisor, max_new_tokens)  # (N, T)
@@ -221,7 +224,7 @@ def build_update(recipe: Recipe, advantages: Tensor, keep: Tensor, tokens: Tenso
     if recipe.top_entropy < 1:  # entropies are the sampling policy's; start_entropy is the starting policy's mean
         weight = weight * ((entropy_old >= entropy_old[sampled].quantile(1 - recipe.top_entropy)) | ~sampled)
     advantages, keep = advantages.flatten(), keep.flatten()  # (N,)
-    if recipe.entropy_penalty or recipe.entropy_limit < INF:
+    if recipe.entropy_penalty or recipe.entropy_limit < inf:
         row_entropy = (entropy_old * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)  # (N,)
         advantages = advantages - recipe.entropy_penalty * row_entropy
         if start_entropy < recipe.entropy_limit:  # a policy that starts above the limit would lose every row
@@ -234,7 +237,7 @@ def surrogate(logp: Tensor, update: Update, recipe: Recipe) -> tuple[Tensor, Ten
 
     `logp` (N, T) are the log-probs being trained. At ratio 1 the gradient of a rollout term is A * grad log pi (Eq. 4).
     """
-    A, (low, high, cap) = update.advantages[:, None], (*recipe.clip, INF)[:3]  # (N, 1)
+    A, (low, high, cap) = update.advantages[:, None], (*recipe.clip, inf)[:3]  # (N, 1)
     unit = (logp - logp.detach()).exp()  # its value is 1, its gradient that of log pi
     log_ratio, length = update.log_ratio(logp), update.mask.sum(dim=1, keepdim=True).clamp(min=1)  # (N, T), (N, 1)
     row_mean = log_ratio.sum(dim=1, keepdim=True) / length  # (N, 1)
@@ -246,7 +249,7 @@ def surrogate(logp: Tensor, update: Update, recipe: Recipe) -> tuple[Tensor, Ten
         tau = torch.where(A > 0, 1.0, 1.05)
         objective = 4 / tau * torch.sigmoid(tau * (ratio - 1)) * A
     elif recipe.ratio == "geometric":  # GMPO: first each token is clipped on A's side, then the mean is taken
-        bounded = torch.where(A > 0, log_ratio.clamp(max=math.log(high)), log_ratio.clamp(min=math.log(low)))
+        bounded = torch.where(A > 0, log_ratio.clamp(max=log(high)), log_ratio.clamp(min=log(low)))
         objective = (bounded.sum(dim=1, keepdim=True) / length).exp() * A
     else:  # Eq. 2. min for both signs of A: past the clip A pushes no further, on the wrong side it still pulls back
         objective = torch.minimum(ratio.clamp(max=cap) * A, ratio.clamp(low, high) * A)
@@ -271,8 +274,7 @@ def policy_loss(logp: Tensor, update: Update, recipe: Recipe, entropy: Tensor | 
     `logp` (N, T), and `entropy` (N, T) if the recipe has an entropy bonus, are of the policy now, with gradient. Do not
     watch the loss: at ratio 1 it is about 0, because A is centred, while its gradient is not 0. Watch the reward.
     """
-    objective, _ = surrogate(logp, update, recipe)  # (N, T)
-    objective = torch.where(update.keep[:, None], objective, 0.0)  # Eq. 10: the mask; N in the divisor stays
+    objective = torch.where(update.keep[:, None], surrogate(logp, update, recipe)[0], 0.0)  # (N, T)  Eq. 10; N stays
     if recipe.entropy_bonus:
         objective = objective + recipe.entropy_bonus * entropy
     if kl_beta:
@@ -290,8 +292,7 @@ def kl_estimate(logp: Tensor, update: Update, kind: str) -> Tensor:
 
 def signal_rows(update: Update, recipe: Recipe, kl_beta: float = 0.0) -> Tensor:
     """Which rows can have a gradient, bool (N,). The others need no forward pass: skipping them changes no gradient."""
-    signal = (update.keep & (update.advantages != 0)) | (recipe.entropy_bonus > 0)
-    return signal | ~update.is_anchor if kl_beta else signal
+    return (update.keep & (update.advantages != 0)) | (recipe.entropy_bonus > 0) | (~update.is_anchor & (kl_beta > 0))
 
 
 if __name__ == "__main__":  # the page is made in analysis/, so that this file can be copied as it is

@@ -119,8 +119,7 @@ def collect(run: Run, problems: list[Problem], demonstrations: list[Anchor | Non
     everywhere = run.score_all or run.scorer is scoring.rule_scores
     asked = None if everywhere else A != 0  # a judge costs: ask it only for the scores that the mask reads
     S = scoring.scores(rollouts, run.scorer, asked)  # (B, G)  Eq. 7
-    distinct = dagrpo.rectification_mask(A, S, config.delta)  # (B, G)  Eq. 8-9
-    keep = distinct if recipe.rectify else torch.ones_like(distinct)
+    A, distinct, keep = dagrpo.rectify(recipe, A, S, config.delta)  # (B, G) each  Eq. 8-9
     groups = Groups(rollouts, R, S, A, distinct, keep, responses, tokens)
     return run.change(groups) if run.change else groups
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from analysis.families import FAMILIES, cite
-from dagrpo import METHODS, Recipe, Update, build_update, group_advantages, policy_loss, rectification_mask, surrogate
+from dagrpo import METHODS, Recipe, Update, build_update, group_advantages, policy_loss, rectify, surrogate
 from harness.console import Parser
 from harness.report import reasons
 from scoring import EXAMPLE, EXAMPLE_PROBLEM, score, verify
@@ -92,7 +92,7 @@ def look(recipe: Recipe, moved: bool = False, delta: float = 3.0) -> View:
     drift = torch.tensor(RATIOS if moved else (1.0,) * 3).log()[torch.arange(T) % 3]  # (T,)
     apart = None if recipe.mu is None else is_anchor
     A = group_advantages(R[there].view(2, G), recipe.scale, recipe.baseline, apart)
-    keep = rectification_mask(A, S, delta) if recipe.rectify else torch.ones_like(A, dtype=torch.bool)
+    A, _, keep = rectify(recipe, A, S, delta)
     update = build_update(
         recipe,
         A,
@@ -205,8 +205,11 @@ def advantages(names: list[str]) -> None:
 
 
 def why_masked(name: str) -> None:
-    view = look(METHODS[name])
-    print(f"\n   Why {name} keeps or masks in group a (Eq. 8-9, delta = 3)\n")
+    view, soft = look(METHODS[name]), METHODS[name].soft
+    if soft:
+        print(f"\n   {name} multiplies A by sigmoid(gap - 3). The gaps of group a, and what Eq. 8-9 would do\n")
+    else:
+        print(f"\n   Why {name} keeps or masks in group a (Eq. 8-9, delta = 3)\n")
     for i, why in enumerate(reasons(view.A[:1], view.S[:1])[0]):
         print(f"     a{i}  {why}")
     if view.A[0, 1] > 0 and not view.keep[0, 1]:

@@ -31,6 +31,7 @@ FAMILIES = {
         "gtpo": "shared tokens count double in right responses, not at all in wrong ones; entropy is penalised",
         "deepseek_v32": "wrong responses that have become much less likely are left out",
         "dagrpo_on": "dr_grpo, and responses that are not clearly better, or worse, than the other side are left out",
+        "dagrpo_soft": "dagrpo_on, but such responses count less instead of not at all",
     },
     "demonstrations: what can be learned where nobody is right?": {
         "sft": "the demonstration alone, and nothing is sampled",

@@ -187,8 +187,7 @@ class DaGRPOTrainer(trl.GRPOTrainer):
         facts = list(zip(map(len, completion_ids_list), map(bool, self._anchors), ends, strict=True))
         facts = self.accelerator.gather(torch.tensor(facts, dtype=torch.float, device=A.device))  # (N, 3)
         S = self.accelerator.gather(S).view_as(A)  # (B, G)  Eq. 7
-        distinct = dagrpo.rectification_mask(A, S, self.args.rectification_delta)  # (B, G)  Eq. 8-9
-        keep = distinct if self.recipe.rectify else torch.ones_like(distinct)
+        A, distinct, keep = dagrpo.rectify(self.recipe, A, S, self.args.rectification_delta)  # (B, G) each  Eq. 8-9
         added = {"advantages": A, "keep": keep, "is_anchor": facts[:, 1] > 0}
         self._added = {name: x.flatten()[mine] for name, x in added.items()}
         self._log_figures(**self._measure(R, A, S, distinct, keep, facts))

@@ -1,4 +1,4 @@
-"""DaGRPO's masks (Eq. 8-9) and GTPO's token weights."""
+"""DaGRPO's masks (Eq. 8-9), the weights of dagrpo_soft, and GTPO's token weights."""
 
 import math
 
@@ -8,7 +8,7 @@ from helpers import NAN, advantage_values, deltas, groups, many, matrices, score
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagrpo import conflict_weights, rectification_mask
+from dagrpo import METHODS, conflict_weights, rectification_mask, rectify
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -108,8 +108,47 @@ def test_a_negative_or_missing_delta_is_an_error(delta):
 
 
 def test_advantages_and_scores_of_different_shapes_are_an_error():
-    with pytest.raises(ValueError, match="must both be"):
+    with pytest.raises(ValueError, match="the same"):
         rectification_mask(torch.tensor([[0.5, -0.5]]), torch.tensor([[10.0], [1.0]]))
+
+
+# ---------------------------------------------------------------------------------------- dagrpo_soft's weights
+
+
+@many
+@given(batch=groups, delta=st.integers(0, 9))
+def test_a_weight_is_a_half_or_more_exactly_where_the_mask_keeps(batch, delta):
+    """So it has the mask's sides, its opponents, and its way with missing scores."""
+    A, S = split(batch)
+    weight, keep = (rectification_mask(A, (2 * S).round() / 2, float(delta), soft) for soft in (True, False))
+    assert torch.equal(weight >= 0.5, keep)
+    assert ((weight > 0) == ((A != 0) & ~((A != 0) & S.isnan()).any(dim=1, keepdim=True))).all()
+
+
+@many
+@given(batch=groups, low=deltas, more=deltas)
+def test_a_larger_delta_never_weighs_more(batch, low, more):
+    less, most = (rectification_mask(*split(batch), delta, soft=True) for delta in (low + more, low))
+    assert (less <= most).all() and (most <= 1).all()
+
+
+def test_rectify_weighs_or_masks_or_does_nothing():
+    A, S = torch.tensor([[0.5, 0.5, -0.5, -0.5]]), torch.tensor([[10.0, 4.5, 5.5, 1.0]])  # gaps 4.5, -1, -1, 3.5
+    everything = torch.ones_like(A, dtype=torch.bool)
+    for name, wanted, kept in (
+        ("dr_grpo", A, everything),
+        ("dagrpo_on", A, torch.tensor([[True, False, False, True]])),
+        ("dagrpo_soft", A / (1 + torch.tensor([[-1.5, 4.0, 4.0, -0.5]]).exp()), everything),
+    ):
+        found, distinct, keep = rectify(METHODS[name], A, S)
+        torch.testing.assert_close(found, wanted)
+        assert torch.equal(keep, kept) and distinct.tolist() == [[True, False, False, True]]
+
+
+def test_soft_leaves_out_a_group_with_a_missing_score_and_keeps_its_advantages_to_be_counted():
+    A, S = torch.tensor([[0.5, -0.5], [0.5, -0.5]]), torch.tensor([[10.0, 1.0], [10.0, NAN]])
+    found, _, keep = rectify(METHODS["dagrpo_soft"], A, S)
+    assert keep.tolist() == [[True, True], [False, False]] and found[1].tolist() == [0.5, -0.5]
 
 
 # ---------------------------------------------------------------------------------------- GTPO's token weights

@@ -144,6 +144,11 @@ def test_the_house_is_in_order(rule):
     assert RULES[rule](read(ROOT)) == []
 
 
+def test_files_of_tests_are_short_too():
+    lines = {path.name: path.read_text(encoding="utf-8").count("\n") for path in (ROOT / "tests").rglob("*.py")}
+    assert len(lines) > 80 and max(lines.values()) < MOST_LINES
+
+
 def test_the_tree_is_read():
     """The rules would hold of a tree without imports, too."""
     tree = read(ROOT)

@@ -157,6 +157,15 @@ def test_closed_form_of_dagrpo_without_anchors():
     assert_close(push, tensor(wanted), **tight)
 
 
+def test_closed_form_of_dagrpo_soft():
+    """The same case. Gaps: 10 - 4 = 6, 6 - 1 = 5, 6 - 4 = 2 and 2, so at delta 3 sigmoids of 3, 2, -1 and -1."""
+    rows = undistinct_rows()
+    case = more_rows(two_responses(), tensor([[1.0, 0.0, 1.0, 0.0]]), tensor([[10.0, 1.0, 6.0, 4.0]]), **rows)
+    hard, soft = (pushes(case, METHODS[name])[0] for name in ("dr_grpo", "dagrpo_soft"))
+    assert hard[2:].any(dim=1).all(), "their pushes are not 0 anyway"
+    assert_close(soft, hard / (1 + tensor([[-3.0], [-2.0], [1.0], [1.0]]).exp()), **tight)
+
+
 def test_closed_form_of_dagrpo():
     """R = 1, 0, 1, 0, 1: A = 0.4, -0.6. Constant 1/(5 * 10): 0.008 and -0.012 times the ratio; anchors have none."""
     case = more_rows(two_responses(), tensor([[0.0, 0.0]]), tensor([[0.0, 0.0]]), **undistinct_rows())

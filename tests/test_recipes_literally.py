@@ -24,6 +24,7 @@ PINNED = {  # baseline, spread, ratio, clip (low, high) or none, divisor
     "gtpo": ("mean", "none", "token", None, "sequence"),
     "luffy": ("mean", "none", "token", None, "constant"),
     "dagrpo_on": ("mean", "none", "token", (0.2, 0.2), "constant"),
+    "dagrpo_soft": ("mean", "none", "token", (0.2, 0.2), "constant"),
     "dagrpo": ("mean", "none", "token", (0.2, 0.2), "constant"),
     "sft": ("A = 1", "none", "one", None, "tokens"),  # the mean of -log p over the demonstrations' tokens
     "reinforce": ("none", "none", "token", (0.2, 0.2), "constant"),
@@ -111,10 +112,13 @@ def slow_loss(name, case, new, entropy, kl_beta):
             advantage, keep, token_weights = A[i], True, [1.0] * length
             if advantage is None:
                 advantage = 1.0
-            if name in ("dagrpo", "dagrpo_on") and A[i] != 0:  # Eq. 8, 9
+            if name.startswith("dagrpo") and A[i] != 0:  # Eq. 8, 9
                 mine, other = (positive, negative) if A[i] > 0 else (negative, positive)
                 gaps = [(S[i] - S[k]) if A[i] > 0 else (S[k] - S[i]) for k in other]
-                keep = all(gap >= 3.0 for gap in gaps) and not any(math.isnan(S[k]) for k in mine + other)
+                scored = not any(math.isnan(S[k]) for k in mine + other)
+                keep = scored and all(gap >= 3.0 for gap in gaps)
+                if name == "dagrpo_soft" and scored:
+                    keep, advantage = True, A[i] / (1 + math.exp(3.0 - min(gaps, default=math.inf)))
             if name == "gtpo":
                 shared = {1: [], -1: []}  # per direction: is the token at t in both signs, counted from that end?
                 for way in (1, -1):

@@ -7,7 +7,6 @@ reason apart. None is part of DaGRPO; train.py knows none of them: a control is 
                        is it distinctiveness that helps, or that there are fewer terms? (methods that mask)
     score_as_reward    advantages from S instead of R: is it the mask that helps, or knowing about the steps? (dr_grpo)
     score_noise=SIGMA  Gaussian noise on S: how bad may a judge be before masking hurts? (methods that mask)
-    mask=KIND          other ways to spend the scores than Eq. 8-9: masks.py (dr_grpo)
     own_score=KIND     S from what sampling knows, without a judge: own_scores.py (dagrpo_on, built-in task)
     own_anchor=KIND    anchors are the policy's own successes, not demonstrations: own_anchors.py (dagrpo)
     positives          the rows with A > 0 alone: what do negatives do? (methods without a mask)
@@ -34,7 +33,6 @@ from torch import Tensor
 import scoring
 import train
 from analysis.experiments import own_anchors
-from analysis.experiments.masks import MASKS, other_mask
 from analysis.experiments.own_scores import OWN, own_score
 from analysis.experiments.sft_bugs import BUGS, sft_bug
 from dagrpo import group_advantages, rectification_mask
@@ -136,7 +134,7 @@ def _number(text: str) -> int | str:
 
 # ---------------------------------------------------------------------------------------- the command line
 
-CHOICES = {"mask": MASKS, "own_score": OWN, "own_anchor": own_anchors.KINDS, "sft_bug": BUGS}  # what may follow KIND=
+CHOICES = {"own_score": OWN, "own_anchor": own_anchors.KINDS, "sft_bug": BUGS}  # what may follow KIND=
 KINDS = ("random_mask", "score_as_reward", "score_noise", "positives", *CHOICES, *(f"flawed_{flaw}" for flaw in FLAWS))
 
 
@@ -157,7 +155,6 @@ def run(name: str, argv: list[str]) -> None:
         "score_as_reward": partial(score_as_reward, delta=delta),
         "score_noise": partial(score_noise, sigma=sigma, delta=delta),
         "positives": partial(positives),
-        "mask": partial(other_mask, kind=value, delta=delta),
         "own_score": partial(own_score, kind=value, delta=delta),
         "own_anchor": own_anchors.own_anchors(value, delta, Path(config.out)),
         "sft_bug": partial(sft_bug, kind=value),
@@ -165,7 +162,7 @@ def run(name: str, argv: list[str]) -> None:
     }[kind]
     control.__name__ = name  # what config.json says
     handed_in = {"demonstrate" if kind.startswith("flawed_") else "change": control}
-    train.main(argv, **handed_in, score_all=kind in ("score_as_reward", "mask"))
+    train.main(argv, **handed_in, score_all=kind == "score_as_reward")
 
 
 def read_sigma(text: str) -> float:
@@ -194,7 +191,7 @@ def check(kind: str, config: Config) -> None:
         fail("own_anchor keeps what rollouts.jsonl has of every step: leave out --log-rollouts-every and --scorer")
     if kind == "sft_bug" and config.recipe.rollouts:
         fail(f"sft_bug is for sft: {config.method} has rollouts")
-    if kind in ("score_as_reward", "mask", "positives") and (config.recipe.rectify or not config.recipe.rollouts):
+    if kind in ("score_as_reward", "positives") and (config.recipe.rectify or not config.recipe.rollouts):
         fail(f"{kind} is for methods with rewards and without a mask, such as dr_grpo: not {config.method}")
     if kind.startswith("flawed_") and (not config.recipe.anchors or config.data):
         fail(f"{kind} is for methods with demonstrations on the built-in task: not {config.method} {config.data or ''}")

@@ -27,7 +27,6 @@ from matplotlib.figure import Figure
 from analysis.experiments.claims import Claim, Effect, asked, questions_table
 from analysis.experiments.controls import FLAWS
 from analysis.experiments.grid import OUT, OWN_ANCHORS, OWN_SCORES, SAME_RATE, STAGES, UPDATES
-from analysis.experiments.masks import MASKS
 from analysis.experiments.outcomes import read_rows
 from analysis.experiments.sft_bugs import BUGS
 from analysis.experiments.worlds import ahead_message, draw_gaps
@@ -56,7 +55,7 @@ def keeps(share: float, one: str, baseline: str, whole: str, column: str = "accu
 
 def questions() -> dict[str, list[Claim]]:
     found: dict[str, list[Claim]] = {stage: [] for stage in REFERENCES}
-    for kind in MASKS:
+    for kind in ("soft", "pairs"):
         for other in ("dagrpo_on", "random mask", SAME_RATE):
             found["masks"] += [asked("ahead?", kind, other), asked("ahead, OOD?", kind, other, *OOD)]
     for kind in OWN_SCORES:

@@ -17,17 +17,14 @@ and the net share of Eq. 5, |v+ + v-| / (|v+| + |v-|), of the exact gradients of
     positives alone       dr_grpo on the rows with A > 0
     Eq. 8-9, random       dr_grpo with the mask, and with a random mask that keeps as many of each side
     Eq. 8-9, centred      the mask, and A centred again over the rows that it keeps
-    pairs, soft           other ways to use the scores: masks.py
-    tokens                dr_grpo without the tokens that a right and a wrong response share at their start or end
-    gradients             dr_grpo without the right and the wrong response whose gradients are most alike, which no
-                          score can know
+    soft                  dagrpo_soft
+    pairs, tokens, gradients, in results/one_update: three other masks, which left the code after commit 0e44634
 
     python -m analysis.experiments.one_update [--world guess] [--model RUN] [--csv FILE]
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -40,9 +37,7 @@ import rollout
 import scoring
 import tasks
 from analysis.experiments.controls import random_like
-from analysis.experiments.masks import MASKS
 from analysis.experiments.questions import ask
-from analysis.gradients import cosines, gram, response_gradients
 from analysis.stats import markdown, signed_interval, t_interval
 from dagrpo import METHODS, Update
 from harness.console import Parser
@@ -51,8 +46,6 @@ from rollout import Rollouts
 
 LR, G, MAX_NEW_TOKENS = 3e-5, 8, 64
 SHOWN = ("derived", "lucky", "wrong", "shared")
-VARIANTS = ("dr_grpo", "positives alone", "Eq. 8-9", "random", "Eq. 8-9, centred", "pairs", "soft", "tokens",
-            "gradients", "gtpo")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,29 +64,19 @@ class Change:
     push: float  # mean over shared tokens of the sum of pushes, times G * MAX_NEW_TOKENS: without the divisor
 
 
-def choices(A: Tensor, R: Tensor, S: Tensor, alike: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yields variant, advantages (1, G) and the rows that are kept (1, G). `alike` (G, G): cosines of the gradients."""
+def variants(A: Tensor, S: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of each variant: the advantages (1, G), and the rows that are kept (1, G)."""
     mask = dagrpo.rectification_mask(A, S)
-    kept = A * mask
     everything = torch.ones_like(mask)
-    for variant in VARIANTS:
-        advantages = MASKS[variant](R, S) if variant in MASKS else A
-        if variant == "Eq. 8-9, centred":
-            advantages = torch.where(mask, A - kept.sum() / mask.sum().clamp(min=1), 0.0)
-        keep = {
-            "positives alone": A > 0, "Eq. 8-9": mask, "Eq. 8-9, centred": mask, "random": random_like(A, mask),
-            "gradients": without_worst_pair(A, alike), **dict.fromkeys(MASKS, advantages != 0),
-        }.get(variant, everything)  # fmt: skip
-        yield variant, advantages, keep
-
-
-def without_worst_pair(A: Tensor, alike: Tensor) -> Tensor:
-    """All rows (1, G) but the positive and the negative with the largest cosine in `alike` (G, G)."""
-    opposed = (A[0, :, None] > 0) & (A[0] < 0)  # (G, G)
-    worst = torch.where(opposed, alike, -torch.inf).argmax()
-    keep = torch.ones_like(A, dtype=torch.bool)
-    keep[0, torch.stack(torch.unravel_index(worst, alike.shape))] = False
-    return keep
+    return {
+        "dr_grpo": (A, everything),
+        "positives alone": (A, A > 0),
+        "Eq. 8-9": (A, mask),
+        "random": (A, random_like(A, mask)),
+        "Eq. 8-9, centred": (torch.where(mask, A - (A * mask).sum() / mask.sum().clamp(min=1), 0.0), mask),
+        "soft": (A * dagrpo.rectification_mask(A, S, soft=True), everything),
+        "gtpo": (A, everything),
+    }
 
 
 def shared_tokens(rollouts: Rollouts) -> int:
@@ -104,11 +87,7 @@ def shared_tokens(rollouts: Rollouts) -> int:
 
 def update_of(rollouts: Rollouts, variant: str, A: Tensor, keep: Tensor) -> Update:
     parts = (rollouts.tokens, rollouts.mask, rollouts.logp, rollouts.entropy, rollouts.is_anchor, MAX_NEW_TOKENS)
-    update = dagrpo.build_update(METHODS[recipe_of(variant)], A, keep, *parts)
-    if variant == "tokens":
-        own = dagrpo.conflict_weights(A, rollouts.tokens, rollouts.mask) == 1  # (G, T)
-        return replace(update, weight=update.weight * own)
-    return update
+    return dagrpo.build_update(METHODS[recipe_of(variant)], A, keep, *parts)
 
 
 def recipe_of(variant: str) -> str:
@@ -148,12 +127,10 @@ def changes(policy: Policy, problem: tasks.Problem, world: str) -> list[Change]:
         return []
     with torch.no_grad():
         before = rollout.token_logprobs(policy, rollouts, torch.arange(G))[0]  # (G, T)
-    every, weight = torch.arange(G), dagrpo.divisor_weights(rollouts.mask, "constant", MAX_NEW_TOKENS)
-    alike = torch.from_numpy(cosines(gram(response_gradients(policy, rollouts, every, weight))))  # (G, G)
     weights, found, right = deepcopy(policy.model.state_dict()), [], R[0] == 1
     bare = torch.tensor([not scoring.steps(text) for text in rollouts.texts])  # (G,)
     t = shared_tokens(rollouts)
-    for variant, advantages, keep in choices(A, R, S, alike):
+    for variant, (advantages, keep) in variants(A, S).items():
         push, after, net = step(policy, rollouts, variant, advantages, keep, right)
         policy.model.load_state_dict(weights)
         moved = after - before  # (G, T)
@@ -167,8 +144,7 @@ def changes(policy: Policy, problem: tasks.Problem, world: str) -> list[Change]:
 def table(rows: pd.DataFrame) -> str:
     """Markdown: means over questions with their 95 % intervals, in thousandths of a nat a token."""
     lines = []
-    for variant in VARIANTS:
-        here = rows[rows["variant"] == variant]
+    for variant, here in rows.groupby("variant", sort=False):
         cells = [signed_interval(t_interval(1000 * here[name]), digits=1) for name in SHOWN]
         means = [f"{here[name].mean():.2f}" for name in ("kept", "net")]
         lines.append([variant, *means, *cells, f"{here['push'].abs().mean():.2f}"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from analysis.experiments import one_update, questions
-from analysis.experiments.one_update import choices, shared_tokens
+from analysis.experiments.one_update import shared_tokens, variants
 from analysis.gradients import gram, net_share, response_gradients
 from dagrpo import divisor_weights
 from harness.warm_start import find_start
@@ -15,25 +15,23 @@ from tasks import solve
 
 A = torch.tensor([[0.5, 0.5, -0.5, -0.5]])
 S = torch.tensor([[10.0, 4.5, 3.5, 1.0]])
-ALIKE = torch.tensor([[1.0, 0.9, 0.1, 0.2], [0.9, 1.0, 0.3, 0.4], [0.1, 0.3, 1.0, 0.8], [0.2, 0.4, 0.8, 1.0]])
 
 
 def test_the_variants_by_hand():
     torch.manual_seed(0)
-    found = {variant: (a.tolist()[0], keep.tolist()[0]) for variant, a, keep in choices(A, (A > 0).float(), S, ALIKE)}
-    assert tuple(found) == one_update.VARIANTS
-    assert found["dr_grpo"] == (A.tolist()[0], [True] * 4) == found["gtpo"] == found["tokens"]
+    found = {variant: (a.tolist()[0], keep.tolist()[0]) for variant, (a, keep) in variants(A, S).items()}
+    assert found["dr_grpo"] == (A.tolist()[0], [True] * 4) == found["gtpo"]
     assert found["positives alone"][1] == [True, True, False, False]
     assert found["Eq. 8-9"][1] == [True, False, False, True], "10 - 3.5 and 4.5 - 1 are above 3, 4.5 - 3.5 is not"
     assert sum(found["random"][1][:2]) == sum(found["random"][1][2:]) == 1
     assert found["Eq. 8-9, centred"] == ([0.5, 0.0, 0.0, -0.5], [True, False, False, True])
-    assert found["gradients"][1] == [True, False, True, False], "0.9 is of two right ones, so 0.4 is the largest"
+    wanted = [0.5 / (1 + math.exp(-gap)) for gap in (3.5, -2.0)] + [-0.5 / (1 + math.exp(-gap)) for gap in (-2.0, 0.5)]
+    assert found["soft"] == (pytest.approx(wanted), [True] * 4)
 
 
 def test_centred_means_that_the_kept_advantages_add_up_to_0():
     advantages = torch.tensor([[0.7, 0.7, -0.3, -1.1]])
-    found = choices(advantages, (advantages > 0).float(), S, ALIKE)
-    a, keep = next(rest for variant, *rest in found if "centred" in variant)
+    a, keep = variants(advantages, S)["Eq. 8-9, centred"]
     assert (a * keep).sum().item() == pytest.approx(0, abs=1e-7) and a[~keep].tolist() == [0.0, 0.0]
 
 
@@ -42,7 +40,7 @@ def test_a_question_is_measured_and_the_weights_are_put_back(tiny, monkeypatch):
     monkeypatch.setattr("scoring.verify", lambda response, answer, ended=True: len(response) % 2 == 0)
     before = {name: x.clone() for name, x in tiny.model.state_dict().items()}
     rows = next(found for i in range(20) if (found := one_update.changes(tiny, solve(f"1+{i}=", "1"), "plain")))
-    assert [row.variant for row in rows] == list(one_update.VARIANTS)
+    assert [row.variant for row in rows] == list(variants(A, S))
     assert all(math.isfinite(row.wrong) for row in rows)
     assert rows[0].wrong < rows[1].wrong, "positives alone do not push wrong ones down"
     assert all(torch.equal(x, before[name]) for name, x in tiny.model.state_dict().items())
@@ -60,15 +58,6 @@ def test_the_net_share_is_that_of_the_exact_gradients(tiny):
     assert one_update.step(tiny, rollouts, "dr_grpo", a, every, right)[2] == pytest.approx(wanted, rel=1e-4)
 
 
-def test_without_shared_tokens_only_what_one_side_says_alone_is_pushed(tiny):
-    rollouts = sample_groups(tiny, [solve("1+2=", "1")], [8], 16)
-    same = rollouts.select(torch.zeros(8, dtype=torch.long))
-    update = one_update.update_of(same, "tokens", A.repeat(1, 2), torch.ones(1, 8, dtype=torch.bool))
-    assert not update.weight.any(), "all rows are the same text"
-    plain = one_update.update_of(same, "dr_grpo", A.repeat(1, 2), torch.ones(1, 8, dtype=torch.bool))
-    assert (plain.weight > 0).equal(same.mask)
-
-
 def test_shared_tokens_are_those_of_all_rows_from_the_start(tiny):
     rollouts = sample_groups(tiny, [solve("1+2=", "1")], [3], 8)
     same = rollouts.select(torch.tensor([0, 0]))
@@ -83,4 +72,4 @@ def test_the_command_line(tiny_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("scoring.verify", lambda response, answer, ended=True: len(response) % 2 == 0)
     one_update.main(["--questions", "3", "--csv", str(tmp_path / "new" / "one.csv")])
     assert capsys.readouterr().out.count("| dr_grpo |") == 1
-    assert (tmp_path / "new" / "one.csv").read_text().count("\n") >= 1 + len(one_update.VARIANTS)
+    assert (tmp_path / "new" / "one.csv").read_text().count("\n") >= 1 + len(variants(A, S))

@@ -35,7 +35,7 @@ SHORT = ["--levels", "1", "--batch-prompts", "2", "--group-size", "2"]  # and wh
 
 @pytest.fixture(scope="module")
 def good(tiny_folder, tmp_path_factory):
-    """A run of two steps, with an adapter of its model and a model that has a chat template beside it."""
+    """A run of two steps."""
     out = tmp_path_factory.mktemp("good") / "run"
     run(tiny_folder, out, *SHORT, steps=2)
     return out
