@@ -40,6 +40,11 @@ def test_the_pages_mask_and_reasons_are_rectification_masks_for_random_groups_an
     assert any("missing" in r for case in cases for r in case[4])
 
 
+def soft_weights(A, S, delta):
+    scores = torch.tensor([[math.nan if s is None else s for s in S]])
+    return dagrpo.rectification_mask(torch.tensor([A]), scores, delta, soft=True)[0].tolist()
+
+
 @pytest.mark.extra
 @in_chromium
 @pytest.mark.parametrize("name", METHODS)
@@ -47,19 +52,23 @@ def test_the_rows_show_mask_pushes_and_net_pushes_of_the_recipe(browser, random_
     path, records = random_run
     data, rng, recipe = page_data(path), random.Random(name), METHODS[name]
     at = [about["name"] for about in data["recipes"]].index(name)
+    rounding = 1e-6 if recipe.soft else 0  # the page's sigmoid is in fp64, torch's in fp32
     browser.open(path, "recipe=" + name)
     for index in rng.sample(range(len(records)), 12):
         record, delta = records[index], rng.randint(0, 90) / 10
         keep, reasons, A = expected_mask(record, delta, recipe)
         browser.at(f"step={record['step']}&group={record['group']}&recipe={name}&delta={delta}")
-        used = [a != 0 and (k or not recipe.rectify) for k, a in zip(keep, A, strict=True)]
+        weights = [float(k or not recipe.rectify) for k in keep]
+        if recipe.soft:
+            weights = soft_weights(A, record["S"], delta)
+        used = [a != 0 and w > 0 for w, a in zip(weights, A, strict=True)]
         shown = browser.texts("#rows tr td:last-child b")
         assert shown == ["no signal" if a == 0 else "kept" if u else "masked" for a, u in zip(A, used, strict=True)]
         for text, reason in zip(browser.texts("#rows .why"), reasons, strict=True):
             assert reason.partition(": ")[2] in text
         push = [
-            [x * u for x in unpack(row)]
-            for row, u in zip(data["groups"][index]["recipes"][at]["push"], used, strict=True)
+            [x * w * u for x in unpack(row)]
+            for row, w, u in zip(data["groups"][index]["recipes"][at]["push"], weights, used, strict=True)
         ]
         spans = browser.js(
             "[...document.querySelectorAll('#rows .tokens')].map(row => [...row.children].map(s => "
@@ -68,11 +77,11 @@ def test_the_rows_show_mask_pushes_and_net_pushes_of_the_recipe(browser, random_
         nets = brute_force_nets(record["tokens"], A, push)
         for i, row in enumerate(spans):
             for t, (value, net, kind) in enumerate(row):
-                assert value == push[i][t]
+                assert value == pytest.approx(push[i][t], rel=rounding, abs=0)
                 assert ("up" in kind.split()) == (value > 0)
                 assert ("down" in kind.split()) == (value < 0)
                 assert ("shared" in kind.split()) == ((i, t) in nets) == (net is not None)
-                assert net is None or net == pytest.approx(nets[i, t], abs=1e-9)
+                assert net is None or net == pytest.approx(nets[i, t], rel=rounding, abs=1e-9)
         colours = browser.js("[...document.querySelectorAll('.t')].map(s => getComputedStyle(s).backgroundColor)")
         strengths = [colour.rstrip(")").rpartition(",")[2] for colour in colours]
         assert all(float(strength) <= 0.5 for strength in strengths)  # net pushes, too: dark text stays readable
