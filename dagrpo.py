@@ -36,7 +36,7 @@ class Recipe:
     rollouts: bool = True  # False: a group is its demonstration alone, and nothing is sampled (SFT)
     baseline: Literal["mean", "leave_one_out", "none", "constant"] = "mean"  # what R is compared with; constant: A = 1
     rectify: bool = False  # DaGRPO's mechanism 1, Eq. 8-9
-    soft: bool = False  # and then weights in place of the mask; not the paper's
+    soft_mask: bool = False  # weights in place of that mask; not the paper's
     anchors: bool = False  # DaGRPO's mechanism 2, Eq. 11: a demonstration takes one place of the group
     anchor_ratio: Literal["one", "shaped", "log", "phi"] = "one"  # Eq. 13 writes none: 1; LUFFY, SFT, CHORD: surrogate
     mu: float | None = None  # anchors stay outside Eq. 12: A = 1, and the loss is (1 - mu) rollouts + mu anchors
@@ -80,7 +80,7 @@ METHODS = {
     "deepseek_v32": Recipe("2512.02556", "none",          "token",     "sequence", (0.8, 1.2), stale_limit=0.5,
                            kl="k3_ratio"),  # the paper gives no limit: TRL's example
     "dagrpo_on":    Recipe("2512.06337", "none",          "token",     "constant", (0.8, 1.2), rectify=True),
-    "dagrpo_soft": Recipe("docs/beyond", "none",          "token",     "constant", (0.8, 1.2), rectify=True, soft=True),
+    "dagrpo_soft": Recipe("docs/beyond", "none",          "token",     "constant", (0.8, 1.2), soft_mask=True),
     # 4. Demonstrations
     "sft":          Recipe("",           "none",          "token",     "tokens",   (0.8, 1.2), rollouts=False,
                            baseline="constant", anchors=True, anchor_ratio="log"),
@@ -100,7 +100,7 @@ METHODS = {
 class Update:
     """What the loss reads of an update's N rows, besides the trained log-probs. Built once, then cut by `rows`."""
 
-    advantages: Tensor  # (N,)    A, Eq. 1/12
+    advantages: Tensor  # (N,)    A, Eq. 1/12, softened
     keep: Tensor  # (N,)    bool, Eq. 8-9 (all True for recipes without a sequence mask)
     mask: Tensor  # (N, T)  bool, True on completion tokens up to and including the first end token
     weight: Tensor  # (N, T)  1 / divisor, times what the recipe makes of the token
@@ -168,13 +168,9 @@ def rectification_mask(advantages: Tensor, scores: Tensor, delta: float = 3.0, s
     return torch.sigmoid(gap - delta) if soft else gap >= delta
 
 
-def rectify(recipe: Recipe, advantages: Tensor, scores: Tensor, delta: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
-    """A as the recipe has it; which rows are distinct by Eq. 8-9, whatever it has; and which it keeps: (B, G) each."""
-    distinct = rectification_mask(advantages, scores, delta)
-    if not recipe.soft:
-        return advantages, distinct, distinct if recipe.rectify else torch.ones_like(distinct)
-    weight = rectification_mask(advantages, scores, delta, soft=True)  # 0 only without a score, or where A = 0
-    return torch.where(weight > 0, advantages * weight, advantages), distinct, weight > 0
+def soften(recipe: Recipe, advantages: Tensor, scores: Tensor, delta: float = 3.0) -> Tensor:
+    """A (B, G) as the loss takes it: for a recipe with a soft mask, times its weights, else as it is."""
+    return advantages * rectification_mask(advantages, scores, delta, soft=True) if recipe.soft_mask else advantages
 
 
 def conflict_weights(advantages: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -274,7 +270,8 @@ def policy_loss(logp: Tensor, update: Update, recipe: Recipe, entropy: Tensor | 
     `logp` (N, T), and `entropy` (N, T) if the recipe has an entropy bonus, are of the policy now, with gradient. Do not
     watch the loss: at ratio 1 it is about 0, because A is centred, while its gradient is not 0. Watch the reward.
     """
-    objective = torch.where(update.keep[:, None], surrogate(logp, update, recipe)[0], 0.0)  # (N, T)  Eq. 10; N stays
+    objective, _ = surrogate(logp, update, recipe)  # (N, T)
+    objective = torch.where(update.keep[:, None], objective, 0.0)  # Eq. 10: the mask; N in the divisor stays
     if recipe.entropy_bonus:
         objective = objective + recipe.entropy_bonus * entropy
     if kl_beta:

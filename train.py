@@ -119,7 +119,8 @@ def collect(run: Run, problems: list[Problem], demonstrations: list[Anchor | Non
     everywhere = run.score_all or run.scorer is scoring.rule_scores
     asked = None if everywhere else A != 0  # a judge costs: ask it only for the scores that the mask reads
     S = scoring.scores(rollouts, run.scorer, asked)  # (B, G)  Eq. 7
-    A, distinct, keep = dagrpo.rectify(recipe, A, S, config.delta)  # (B, G) each  Eq. 8-9
+    distinct = dagrpo.rectification_mask(A, S, config.delta)  # (B, G)  Eq. 8-9
+    keep = distinct if recipe.rectify else torch.ones_like(distinct)
     groups = Groups(rollouts, R, S, A, distinct, keep, responses, tokens)
     return run.change(groups) if run.change else groups
 
@@ -158,13 +159,14 @@ def learn(run: Run, groups: Groups) -> tuple[Groups, dict[str, float]]:
     rollouts, device, (B, G) = groups.rollouts, run.policy.device, groups.rewards.shape
     if run.start_entropy is None:
         run.start_entropy = mean_over(rollouts.entropy, rollouts.mask & ~rollouts.is_anchor[:, None])
+    A = dagrpo.soften(recipe, groups.advantages, groups.scores, config.delta)  # (B, G)
     keep, losses, norms, clipped, trained, skipped = groups.keep.clone(), [], [], 0, 0, 0
     for share in torch.arange(B).chunk(config.updates_per_batch if recipe.rollouts else 1):
         rows = (share[:, None] * G + torch.arange(G)).flatten()  # (N,) rows of this update
         part = rollouts.select(rows.to(device))
         update = dagrpo.build_update(
             recipe,
-            groups.advantages[share].to(device),
+            A[share].to(device),
             groups.keep[share].to(device),
             part.tokens,
             part.mask,

@@ -19,8 +19,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+import dagrpo
 from analysis.families import FAMILIES, cite
-from dagrpo import METHODS, Recipe, Update, build_update, group_advantages, policy_loss, rectify, surrogate
+from dagrpo import METHODS, Recipe, Update, group_advantages, policy_loss, surrogate
 from harness.console import Parser
 from harness.report import reasons
 from scoring import EXAMPLE, EXAMPLE_PROBLEM, score, verify
@@ -92,10 +93,10 @@ def look(recipe: Recipe, moved: bool = False, delta: float = 3.0) -> View:
     drift = torch.tensor(RATIOS if moved else (1.0,) * 3).log()[torch.arange(T) % 3]  # (T,)
     apart = None if recipe.mu is None else is_anchor
     A = group_advantages(R[there].view(2, G), recipe.scale, recipe.baseline, apart)
-    A, _, keep = rectify(recipe, A, S, delta)
-    update = build_update(
+    keep = dagrpo.rectification_mask(A, S, delta) if recipe.rectify else torch.ones_like(A, dtype=torch.bool)
+    update = dagrpo.build_update(
         recipe,
-        A,
+        dagrpo.soften(recipe, A, S, delta),
         keep,
         tokens[chosen],
         mask[chosen],
@@ -205,7 +206,7 @@ def advantages(names: list[str]) -> None:
 
 
 def why_masked(name: str) -> None:
-    view, soft = look(METHODS[name]), METHODS[name].soft
+    view, soft = look(METHODS[name]), METHODS[name].soft_mask
     if soft:
         print(f"\n   {name} multiplies A by sigmoid(gap - 3). The gaps of group a, and what Eq. 8-9 would do\n")
     else:
@@ -269,7 +270,7 @@ def main(argv: list[str] | None = None) -> None:
         families()
     advantages(names)
     for name in names:
-        if METHODS[name].rectify and (len(names) < 6 or name == "dagrpo"):
+        if (METHODS[name].rectify or METHODS[name].soft_mask) and (len(names) < 6 or name == "dagrpo"):
             why_masked(name)
     print("\n2. Ratio 1: the first update on a batch. Push on each response, the sum of its tokens'")
     print("   -dloss/dlogp, in thousandths (Eq. 4, 10, 13)\n")

@@ -199,9 +199,8 @@ def page_group(
     """A group as the page reads it; `texts`: for each response, the indices of its tokens' strings."""
     by_recipe = []
     for name, recipe in recipes.items():
-        # the run's own A need not follow from R alone: there may be an over-long penalty. Soft weights the page puts on
-        own = name == run.method and not recipe.soft
-        A = torch.tensor(record["A"], dtype=torch.float32) if own else advantages(recipe, record)  # (G,)
+        # the run's own A need not follow from R alone: there may be an over-long penalty
+        A = torch.tensor(record["A"], dtype=torch.float32) if name == run.method else advantages(recipe, record)  # (G,)
         push = unmasked_pushes(recipe, record, A, run.max_new_tokens)
         by_recipe.append({"A": [float(f"{a:.6g}") for a in A.tolist()], "push": [runs_of(p.tolist()) for p in push]})
     change = record.get("change")  # thousandths of a nat
@@ -231,7 +230,7 @@ def build(
             ]
             groups.append(page_group(record, run, recipes, texts))
     families = {name: title for title, members in FAMILIES.items() for name in members}
-    kept = ("rectify", "soft", "anchors")
+    kept = ("rectify", "soft_mask", "anchors")
     about = [
         {"name": name, "family": families[name], "paper": cite(recipe)} | {part: getattr(recipe, part) for part in kept}
         for name, recipe in recipes.items()

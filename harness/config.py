@@ -116,7 +116,7 @@ class GroupShape:
 
 @dataclass(frozen=True)
 class Mask:
-    """mechanism 1: the mask (Eq. 8-9; dagrpo_on, dagrpo_soft, dagrpo)
+    """mechanism 1: the mask (Eq. 8-9; dagrpo_on, dagrpo; dagrpo_soft takes half of A at delta and masks nothing)
 
     A right response stays if it scores at least delta more than the best wrong one, a wrong one if it scores at
     least delta less than the worst right one. Scores go from 1 to 10; the paper's delta is 3.

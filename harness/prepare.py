@@ -154,7 +154,7 @@ def make_scorer(config: Config, score_all: bool = False) -> tuple[Scorer, Counte
     """The scorer that --scorer names, and a judge's counters. A judge is asked only if scores are read: by a
     recipe that masks, or by an experiment (`score_all`). Otherwise S is the rule's.
     """
-    if config.scorer == "rule" or not (config.recipe.rectify or score_all):
+    if config.scorer == "rule" or not (config.recipe.rectify or config.recipe.soft_mask or score_all):
         if config.scorer != "rule":
             print(f"{config.method} uses no scores: no judge is asked", file=sys.stderr)
         return rule_scores, None

@@ -21,7 +21,7 @@ import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ import torch
 import transformers
 from filelock import FileLock, Timeout
 
+from dagrpo import Recipe
 from harness.checkpoint import find_checkpoint, kept
 from harness.config import Config
 from harness.console import fail, one_line
@@ -98,7 +99,7 @@ def clear(out: Path) -> None:
 def changed(folder: Path, about: dict[str, Any]) -> list[str]:
     """What differs from the config.json of a run or checkpoint, without FREE: `--lr was 0.0001, is 0.001`.
 
-    A flag that the file does not have, because the file is older, counts as having had its default.
+    A flag, or a choice of the recipe, that the file does not have because it is older counts as having had its default.
     """
     path = folder / "config.json"
     try:
@@ -106,9 +107,17 @@ def changed(folder: Path, about: dict[str, Any]) -> list[str]:
     except (OSError, ValueError, TypeError, RecursionError):
         fail(f"{path} cannot be read, or holds no settings: --resume needs it; restore it, or give --overwrite")
     flags = {setting.name: setting.default for setting in fields(Config)}
-    now = {name: json.loads(json.dumps(value)) for name, value in about.items() if name not in FREE}
+
+    def flat(about: dict[str, Any]) -> dict[str, Any]:
+        found, recipe = {name: about[name] for name in about if name not in FREE}, about.get("recipe")
+        if isinstance(recipe, dict):
+            del found["recipe"]
+            found |= {f"recipe.{name}": value for name, value in (asdict(Recipe("")) | recipe).items()}
+        return json.loads(json.dumps(found))
+
+    before, now = flat(before), flat(about)
     return [
-        f"{'--' if name in flags else ''}{name.replace('_', '-')} was {before.get(name)!s:.90}, is {value!s:.90}"
+        f"{'--' + name.replace('_', '-') if name in flags else name} was {before.get(name)!s:.90}, is {value!s:.90}"
         for name, value in now.items()
         if before.get(name, flags.get(name)) != value
     ]

@@ -115,7 +115,7 @@ class DaGRPOTrainer(trl.GRPOTrainer):
     """
 
     def __init__(self, model: Any, reward_funcs: Any, args: DaGRPOConfig, scorer: Any = None, **kwargs: Any) -> None:
-        if args.recipe.rectify and scorer is None:
+        if (args.recipe.rectify or args.recipe.soft_mask) and scorer is None:
             raise ValueError(f"{args.method} masks by scores: give scorer=, a function like a reward function")
         if more := {"tools", "rollout_func", "environment_factory"} & {k for k, v in kwargs.items() if v is not None}:
             raise ValueError(f"{', '.join(sorted(more))}: responses of several turns are not supported here")
@@ -187,8 +187,10 @@ class DaGRPOTrainer(trl.GRPOTrainer):
         facts = list(zip(map(len, completion_ids_list), map(bool, self._anchors), ends, strict=True))
         facts = self.accelerator.gather(torch.tensor(facts, dtype=torch.float, device=A.device))  # (N, 3)
         S = self.accelerator.gather(S).view_as(A)  # (B, G)  Eq. 7
-        A, distinct, keep = dagrpo.rectify(self.recipe, A, S, self.args.rectification_delta)  # (B, G) each  Eq. 8-9
-        added = {"advantages": A, "keep": keep, "is_anchor": facts[:, 1] > 0}
+        distinct = dagrpo.rectification_mask(A, S, self.args.rectification_delta)  # (B, G)  Eq. 8-9
+        keep = distinct if self.recipe.rectify else torch.ones_like(distinct)
+        softened = dagrpo.soften(self.recipe, A, S, self.args.rectification_delta)
+        added = {"advantages": softened, "keep": keep, "is_anchor": facts[:, 1] > 0}
         self._added = {name: x.flatten()[mine] for name, x in added.items()}
         self._log_figures(**self._measure(R, A, S, distinct, keep, facts))
         return by_function

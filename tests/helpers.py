@@ -17,7 +17,7 @@ import eval as evaluation
 import fast
 import rollout
 import train
-from dagrpo import METHODS, build_update, group_advantages, policy_loss, rectify
+from dagrpo import METHODS, build_update, group_advantages, policy_loss, rectification_mask, soften
 from harness import runfolder
 from policy import Policy, load_policy
 
@@ -91,8 +91,9 @@ def advantages_of(case, recipe):
 def update_of(case, recipe, with_ref=False):
     """The modules' own way from a case to an update, as train.py goes it."""
     A = advantages_of(case, recipe)
-    A, _, keep = rectify(recipe, A, case.S, 3.0)
+    keep = rectification_mask(A, case.S, 3.0) if recipe.rectify else torch.ones_like(A, dtype=torch.bool)
     inputs = (case.tokens, case.mask, case.old, case.entropy_old, case.is_anchor, case.max_new_tokens)
+    A = soften(recipe, A, case.S, 3.0)
     return build_update(recipe, A, keep, *inputs, case.start_entropy, case.ref if with_ref else None)
 
 

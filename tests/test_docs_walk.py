@@ -17,7 +17,7 @@ TYPED = [
     "p advantages",
     "p scores",
     "r",
-    "p distinct",
+    "p gap",
     "c",
     "u",
     "p part.select(index).texts",
@@ -52,7 +52,7 @@ def test_the_readme_names_what_is_typed():
 def test_the_debugger_stops_where_the_readme_says(walk):
     printed, _ = walk
     stops = re.findall(r"^(?:\(Pdb\) )?> .*?/(\w+)\.py\(\d+\)(\w+)\(\)", printed, re.MULTILINE)
-    mask, loss, up = ("dagrpo", "rectify"), ("dagrpo", "policy_loss"), ("train", "backward")
+    mask, loss, up = ("dagrpo", "rectification_mask"), ("dagrpo", "policy_loss"), ("train", "backward")
     collect = ("train", "collect")
     wanted = [mask, collect, mask, mask, loss, up, loss, loss]
     assert [stop for stop in stops if stop != ("train", "<module>")] == wanted

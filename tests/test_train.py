@@ -100,6 +100,16 @@ def test_rollouts_hold_what_the_functions_say(tiny_folder, tmp_path):
         assert all((x is not None) == trained for x in group["logp"][-1]), "an anchor's log-probs are the learner's"
 
 
+def test_a_soft_mask_weighs_what_is_trained_and_not_what_is_recorded(tiny_folder, tmp_path, even_is_right):
+    """At delta 9, the largest gap there can be, no weight is above a half."""
+    norms, recorded = [], []
+    for name in ("dagrpo_soft", "dr_grpo"):
+        (row,) = run(tiny_folder, tmp_path / name, "--delta", "9", method=name, steps=1)
+        norms.append(float(row["grad_norm"]))
+        recorded.append([group["A"] for group in groups_of(tmp_path / name)])
+    assert 0 < norms[0] < 0.5 * norms[1] and recorded[0] == recorded[1]
+
+
 def test_single_update_ratios_are_one_and_the_second_of_two_updates_is_not(tiny_folder, tmp_path):
     one = run(tiny_folder, tmp_path / "one", "--updates-per-batch", "1", method="gspo", steps=3)
     two = run(tiny_folder, tmp_path / "two", "--updates-per-batch", "2", method="gspo", steps=3)

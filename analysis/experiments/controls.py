@@ -191,7 +191,8 @@ def check(kind: str, config: Config) -> None:
         fail("own_anchor keeps what rollouts.jsonl has of every step: leave out --log-rollouts-every and --scorer")
     if kind == "sft_bug" and config.recipe.rollouts:
         fail(f"sft_bug is for sft: {config.method} has rollouts")
-    if kind in ("score_as_reward", "positives") and (config.recipe.rectify or not config.recipe.rollouts):
+    masks = config.recipe.rectify or config.recipe.soft_mask
+    if kind in ("score_as_reward", "positives") and (masks or not config.recipe.rollouts):
         fail(f"{kind} is for methods with rewards and without a mask, such as dr_grpo: not {config.method}")
     if kind.startswith("flawed_") and (not config.recipe.anchors or config.data):
         fail(f"{kind} is for methods with demonstrations on the built-in task: not {config.method} {config.data or ''}")

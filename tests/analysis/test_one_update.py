@@ -20,6 +20,7 @@ S = torch.tensor([[10.0, 4.5, 3.5, 1.0]])
 def test_the_variants_by_hand():
     torch.manual_seed(0)
     found = {variant: (a.tolist()[0], keep.tolist()[0]) for variant, (a, keep) in variants(A, S).items()}
+    assert list(found) == ["dr_grpo", "positives alone", "Eq. 8-9", "random", "Eq. 8-9, centred", "soft", "gtpo"]
     assert found["dr_grpo"] == (A.tolist()[0], [True] * 4) == found["gtpo"]
     assert found["positives alone"][1] == [True, True, False, False]
     assert found["Eq. 8-9"][1] == [True, False, False, True], "10 - 3.5 and 4.5 - 1 are above 3, 4.5 - 3.5 is not"

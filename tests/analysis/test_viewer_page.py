@@ -52,20 +52,23 @@ def test_the_rows_show_mask_pushes_and_net_pushes_of_the_recipe(browser, random_
     path, records = random_run
     data, rng, recipe = page_data(path), random.Random(name), METHODS[name]
     at = [about["name"] for about in data["recipes"]].index(name)
-    rounding = 1e-6 if recipe.soft else 0  # the page's sigmoid is in fp64, torch's in fp32
+    rounding = 1e-6 if recipe.soft_mask else 0  # the page's sigmoid is in fp64, torch's in fp32
     browser.open(path, "recipe=" + name)
     for index in rng.sample(range(len(records)), 12):
         record, delta = records[index], rng.randint(0, 90) / 10
         keep, reasons, A = expected_mask(record, delta, recipe)
         browser.at(f"step={record['step']}&group={record['group']}&recipe={name}&delta={delta}")
         weights = [float(k or not recipe.rectify) for k in keep]
-        if recipe.soft:
+        if recipe.soft_mask:
             weights = soft_weights(A, record["S"], delta)
+            A = [a * w for a, w in zip(A, weights, strict=True)]
         used = [a != 0 and w > 0 for w, a in zip(weights, A, strict=True)]
         shown = browser.texts("#rows tr td:last-child b")
         assert shown == ["no signal" if a == 0 else "kept" if u else "masked" for a, u in zip(A, used, strict=True)]
         for text, reason in zip(browser.texts("#rows .why"), reasons, strict=True):
             assert reason.partition(": ")[2] in text
+            weighed = recipe.soft_mask and reason.startswith(("kept", "masked: S"))
+            assert ("multiplies A by sigmoid(gap - delta). Eq. 8-9 would say: " in text) == weighed
         push = [
             [x * w * u for x in unpack(row)]
             for row, w, u in zip(data["groups"][index]["recipes"][at]["push"], weights, used, strict=True)

@@ -28,6 +28,21 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny_folder, tmp_path):
     assert groups_of(tmp_path / "whole") == groups_of(tmp_path / "parts")
 
 
+def test_a_choice_that_recipes_did_not_have_yet_is_no_change_and_another_one_is_named(tiny_folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    run(tiny_folder, out, steps=1)
+    config = json.loads((out / "config.json").read_text())
+    del config["recipe"]["soft_mask"]
+    for path in (out / "config.json", out / "checkpoint" / "config.json"):
+        path.write_text(json.dumps(config))
+    assert len(run(tiny_folder, out, "--resume", steps=2)) == 2
+    config["recipe"]["entropy_bonus"] = 0.5
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit):
+        run(tiny_folder, out, "--resume", steps=3)
+    assert "recipe.entropy_bonus was 0.5, is 0.0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("left", [("checkpoint.new",), ("checkpoint.old",), ("checkpoint.new", "checkpoint.old")])
 def test_a_kill_between_two_renames_loses_no_checkpoint(tiny_folder, tmp_path, left):
     out = tmp_path / "run"

@@ -157,7 +157,8 @@ def learner(policy, batch, method, kl_beta=0.0):
     """Loss, gradient and number of clipped tokens of train.py."""
     recipe, part = dagrpo.METHODS[method], as_rollouts(policy, batch)
     A = dagrpo.group_advantages(batch["R"], recipe.scale, recipe.baseline)
-    A, _, keep = dagrpo.rectify(recipe, A, batch["S"])
+    keep = dagrpo.rectification_mask(A, batch["S"]) if recipe.rectify else torch.ones_like(A, dtype=torch.bool)
+    A = dagrpo.soften(recipe, A, batch["S"])
     update = dagrpo.build_update(
         recipe, A, keep, part.tokens, part.mask, part.logp, part.entropy, part.is_anchor, LONGEST
     )
