@@ -7,7 +7,6 @@ reason apart. None is part of DaGRPO; train.py knows none of them: a control is 
                        is it distinctiveness that helps, or that there are fewer terms? (methods that mask)
     score_as_reward    advantages from S instead of R: is it the mask that helps, or knowing about the steps? (dr_grpo)
     score_noise=SIGMA  Gaussian noise on S: how bad may a judge be before masking hurts? (methods that mask)
-    own_score=KIND     S from what sampling knows, without a judge: own_scores.py (dagrpo_on, built-in task)
     own_anchor=KIND    anchors are the policy's own successes, not demonstrations: own_anchors.py (dagrpo)
     positives          the rows with A > 0 alone: what do negatives do? (methods without a mask)
     sft_bug=KIND       SFT as two bugs make it: sft_bugs.py (sft)
@@ -33,7 +32,6 @@ from torch import Tensor
 import scoring
 import train
 from analysis.experiments import own_anchors
-from analysis.experiments.own_scores import OWN, own_score
 from analysis.experiments.sft_bugs import BUGS, sft_bug
 from dagrpo import group_advantages, rectification_mask
 from harness.config import Config, parse
@@ -134,7 +132,7 @@ def _number(text: str) -> int | str:
 
 # ---------------------------------------------------------------------------------------- the command line
 
-CHOICES = {"own_score": OWN, "own_anchor": own_anchors.KINDS, "sft_bug": BUGS}  # what may follow KIND=
+CHOICES = {"own_anchor": own_anchors.KINDS, "sft_bug": BUGS}  # what may follow KIND=
 KINDS = ("random_mask", "score_as_reward", "score_noise", "positives", *CHOICES, *(f"flawed_{flaw}" for flaw in FLAWS))
 
 
@@ -155,7 +153,6 @@ def run(name: str, argv: list[str]) -> None:
         "score_as_reward": partial(score_as_reward, delta=delta),
         "score_noise": partial(score_noise, sigma=sigma, delta=delta),
         "positives": partial(positives),
-        "own_score": partial(own_score, kind=value, delta=delta),
         "own_anchor": own_anchors.own_anchors(value, delta, Path(config.out)),
         "sft_bug": partial(sft_bug, kind=value),
         **{f"flawed_{flaw}": partial(flawed, flaw=flaw) for flaw in FLAWS},
@@ -181,8 +178,6 @@ def check(kind: str, config: Config) -> None:
         fail(f"there is no control {kind}: choose from {', '.join(KINDS)}")
     if kind in ("random_mask", "score_noise") and not config.recipe.rectify:
         fail(f"{kind} is for methods that mask: {config.method} does not")
-    if kind == "own_score" and (not config.recipe.rectify or config.recipe.anchors or config.data):
-        fail(f"own_score is for a mask without demonstrations on the built-in task, dagrpo_on: not {config.method}")
     if kind == "own_anchor" and (not config.recipe.anchors or not config.recipe.rectify):
         fail(f"own_anchor is for a mask with anchors, dagrpo: not {config.method}")
     if kind == "own_anchor" and (config.recipe.scale != "none" or config.overlong_buffer):

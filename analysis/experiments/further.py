@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from analysis.experiments.claims import Claim, Effect, asked, questions_table
 from analysis.experiments.controls import FLAWS
-from analysis.experiments.grid import OUT, OWN_ANCHORS, OWN_SCORES, SAME_RATE, STAGES, UPDATES
+from analysis.experiments.grid import OUT, OWN_ANCHORS, SAME_RATE, UPDATES
 from analysis.experiments.outcomes import read_rows
 from analysis.experiments.sft_bugs import BUGS
 from analysis.experiments.worlds import ahead_message, draw_gaps
@@ -58,7 +58,7 @@ def questions() -> dict[str, list[Claim]]:
     for kind in ("soft", "pairs"):
         for other in ("dagrpo_on", "random mask", SAME_RATE):
             found["masks"] += [asked("ahead?", kind, other), asked("ahead, OOD?", kind, other, *OOD)]
-    for kind in OWN_SCORES:
+    for kind in ("sure", "fluent", "steps"):
         label = f"own score {kind}"
         for measure in ((), OOD):
             found["own"].append(keeps(0.8, label, "dr_grpo", "dagrpo_on", *measure))
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", default=OUT, metavar="DIR", help="of analysis.experiments.grid")
     folder = Path(parser.parse_args(argv).results)
     runs = read_rows(folder / "runs.csv")
-    stages = [stage for stage in STAGES if stage in REFERENCES and stage in set(runs["stage"])]
+    stages = [stage for stage in REFERENCES if stage in set(runs["stage"])]
     if not stages:
         fail(f"{folder} has no run of {', '.join(REFERENCES)} yet; python -m analysis.experiments.grid makes them")
     for stage in stages:

@@ -124,7 +124,7 @@ def collect(jobs: Iterable[Job], root: Path, out: Path) -> int:
         parts = [*([read_rows(path)] if path.exists() else []), *rows]
         if parts:
             keys = ["world", "label", "seed", *(["step"] if name == "curves" else [])]
-            table = pd.concat(parts).drop_duplicates(keys, keep="last").sort_values(keys)
+            table = pd.concat(parts).drop_duplicates(keys).sort_values(keys)  # a row that is there stays
             table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
             count += len(table) if name != "curves" else 0
     return count

@@ -127,8 +127,9 @@ def test_an_experiment_runs_is_collected_and_is_not_run_again(tiny_folder, tmp_p
     assert runs.loc["warm start", "ood mean"] >= 0 and math.isnan(runs.loc["warm start", "responses"])
     curves = outcomes.read_rows(out / "curves.csv")
     assert curves["step"].tolist() == [10] * 3 and curves["reward"].between(0, 1).all()
-    before = (out / "runs.csv").read_text()
-    assert outcomes.collect(jobs, root, out) == 5 and (out / "runs.csv").read_text() == before
+    before = (out / "runs.csv").read_text().replace("warm start,warm start,0,", "warm start,warm start,0,1e-9")
+    (out / "runs.csv").write_text(before)
+    assert outcomes.collect(jobs, root, out) == 5 and (out / "runs.csv").read_text() == before, "what is there stays"
     assert outcomes.missing(jobs, out) == [], "also where the run's folder is on another machine"
 
 
