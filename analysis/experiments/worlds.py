@@ -87,7 +87,7 @@ def at_the_end(rows: pd.DataFrame, labels: Iterable[str], column: str) -> str:
 
 def draw_ahead(runs: pd.DataFrame) -> Figure:
     """One row per world, one point per method: ahead of dr_grpo or behind it, with the 95 % interval over seeds."""
-    runs = runs[runs["stage"].isin(["main", "controls"])]
+    runs = runs[runs["stage"].isin(["main", "controls"]) | (runs["label"] == SAME_RATE)]  # in guess also the pilot's
     worlds = [world for world in SHOWN if world in set(runs["world"])]
     figure = Figure(figsize=(10, 0.9 + 2.9 * len(worlds)), layout="constrained")
     for row, world in zip(figure.subplots(len(worlds), 2, squeeze=False, sharey="row"), worlds, strict=True):
