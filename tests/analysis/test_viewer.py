@@ -272,5 +272,7 @@ def test_a_note_takes_the_place_of_what_is_left_out(tmp_path):
 @pytest.mark.parametrize("page", sorted(LESSONS.glob("*.html")), ids=lambda page: page.stem)
 def test_the_pages_of_the_lessons_are_todays_page(page):
     """After a change of viewer.html, replace what is around each page's data."""
-    before, _, after = viewer.render({}, viewer.TEMPLATE.read_text(encoding="utf-8")).partition("{}</script>")
-    assert page.read_text(encoding="utf-8").startswith(before) and page.read_text(encoding="utf-8").endswith(after)
+    before, end, after = viewer.render({}, viewer.TEMPLATE.read_text(encoding="utf-8")).partition("</script>")
+    text, before = page.read_text(encoding="utf-8"), before.removesuffix("{}")
+    assert text.startswith(before) and text.endswith(end + after)
+    assert json.loads(text[len(before) : -len(end + after)])["groups"], "and nothing else is between them"
