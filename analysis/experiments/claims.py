@@ -12,7 +12,7 @@ cosine (conflict_seeds.py). What counts as an answer is fixed in advance:
 
 The baseline is dr_grpo, which is GRPO as section 6 of the paper has it. C5 says two things, and holds only if both do.
 
-    python -m analysis.experiments.claims [--worlds guess]    the tables of each world and of the claims
+    python -m analysis.experiments.claims    prints all tables, and keeps them in tables.md beside the rows
 """
 
 from __future__ import annotations
@@ -256,14 +256,14 @@ def read(folder: Path) -> pd.DataFrame:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.experiments.claims", description=__doc__)
     parser.add_argument("--results", default=OUT, metavar="DIR", help="of analysis.experiments.grid")
-    parser.add_argument("--worlds", default=",".join(WORLDS), metavar="A,B", help=f"of {', '.join(WORLDS)}")
-    args = parser.parse_args(argv)
-    runs = read(Path(args.results))
-    runs = runs[runs["world"].isin(args.worlds.split(","))]
+    folder = Path(parser.parse_args(argv).results)
+    runs, parts = read(folder), ["# Tables of the experiments, made by `python -m analysis.experiments.claims`\n"]
     for world in worlds_of(runs):
-        print(f"World {world}\n\n{means_table(runs[runs['world'] == world])}\n")
-        print(f"{questions_table(FURTHER, runs, world)}\n")
-    print(claims_table(runs))
+        here = runs[runs["world"] == world]
+        parts += [f"## World {world}\n\n{means_table(here)}\n", f"{questions_table(FURTHER, here, world)}\n"]
+    tables = "\n".join([*parts, f"## The claims\n\n{claims_table(runs)}\n"])
+    print(tables, end="")
+    (folder / "tables.md").write_text(tables)
 
 
 if __name__ == "__main__":
