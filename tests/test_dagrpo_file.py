@@ -88,6 +88,15 @@ def test_the_page_says_why_a_push_is_zero_or_small():
     assert note(METHODS["dagrpo"], look(METHODS["dagrpo"]), 0, 1) == "masked"
 
 
+def test_the_page_shows_the_soft_weights(capsys):
+    """A = .5 and a gap of 1, so .5 sigmoid(1 - 3) = .06; dagrpo_on masks that response."""
+    eight.main(["dagrpo_soft", "dagrpo_on"])
+    text = capsys.readouterr().out
+    assert re.search(r"^  dagrpo_soft +\+\.49 +\+\.06 ", text, re.MULTILINE)
+    assert re.search(r"^  dagrpo_on +\+\.50 \[\+\.50\] ", text, re.MULTILINE)
+    assert "   dagrpo_soft multiplies A by sigmoid(gap - 3)" in text and "Why dagrpo_soft" not in text
+
+
 def test_recipes_and_updates_cannot_be_changed_in_place():
     with pytest.raises(FrozenInstanceError):
         METHODS["dagrpo"].rectify = False
