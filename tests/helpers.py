@@ -231,3 +231,12 @@ def small_gpt2(tokenizer):
 def gradient(policy):
     """Of all parameters that are trained, as one vector."""
     return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.requires_grad])
+
+
+def one_error(capsys, main, *argv):
+    """The one line that a command which must fail says."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(arg) for arg in argv])
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and captured.err.count("\n") == 1 and captured.err.startswith("error: ")
+    return captured.err

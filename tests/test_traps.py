@@ -4,15 +4,14 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 
 from harness.warm_start import build_tokenizer
 from policy import Policy, placement
 
-ROOT = Path(__file__).resolve().parent.parent
 TRAP = re.compile(r"### (.+?)\n(.+?)```diff\n# (\S+)\n-(.*?)\n\+(.*?)\n```\n`python (-m pytest .+?)`\n", re.DOTALL)
 TEXT = (ROOT / "docs" / "traps.md").read_text(encoding="utf-8")
 TRAPS = TRAP.findall(TEXT)

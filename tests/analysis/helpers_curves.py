@@ -3,8 +3,6 @@
 import csv
 import json
 
-import pytest
-
 from analysis import curves
 
 COLUMNS = ["step", "reward", "response_length", "entropy", "grad_norm", "kept_fraction"]
@@ -59,12 +57,3 @@ def draw(tmp_path, *runs, smooth=1):
     for point in curves.read_csv(out / "curves.csv").itertuples():
         lines.setdefault((point.panel, point.method), []).append(point)
     return lines
-
-
-def one_error(capsys, main, *argv):
-    """The one line that a command which must fail says."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(arg) for arg in argv])
-    captured = capsys.readouterr()
-    assert stop.value.code == 2 and captured.err.count("\n") == 1 and captured.err.startswith("error: ")
-    return captured.err

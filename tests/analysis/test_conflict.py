@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import one_error
 from helpers_conflict import make_group
 
 import tasks
@@ -12,15 +13,6 @@ from analysis import conflict, conflict_figures, conflict_points, gradients, sav
 from analysis.conflict_figures import Response
 from analysis.conflict_points import ConflictPoint
 from analysis.gradients import Group, net_share
-
-
-def one_error(capsys, *argv):
-    with pytest.raises(SystemExit) as stop:
-        conflict.main([str(arg) for arg in argv])
-    err = capsys.readouterr().err
-    assert stop.value.code == 2 and err.count("\n") == 1 and err.startswith("error: ")
-    return err
-
 
 # ---------------------------------------------------------------------------------------- statistics
 
@@ -177,19 +169,21 @@ def test_labels_of_policies(tmp_path):
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):
-    assert "--problems must be at least 1" in one_error(capsys, "--problems", 0)
-    assert "--group-size must be at least 2" in one_error(capsys, "--group-size", 1)
-    assert "--delta" in one_error(capsys, "--delta", -1)
-    assert "cannot be read" in one_error(capsys, "--from-csv", tmp_path / "no.csv")
+    assert "--problems must be at least 1" in one_error(capsys, conflict.main, "--problems", 0)
+    assert "--group-size must be at least 2" in one_error(capsys, conflict.main, "--group-size", 1)
+    assert "--delta" in one_error(capsys, conflict.main, "--delta", -1)
+    assert "cannot be read" in one_error(capsys, conflict.main, "--from-csv", tmp_path / "no.csv")
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
-    assert "damaged" in one_error(capsys, "--from-csv", tmp_path / "bad.csv")
+    assert "damaged" in one_error(capsys, conflict.main, "--from-csv", tmp_path / "bad.csv")
     (tmp_path / "empty.csv").write_text(",".join(vars(figure_points()[0])) + "\n")
-    assert "nothing to draw" in one_error(capsys, "--from-csv", tmp_path / "empty.csv")
-    assert "holds no model" in one_error(capsys, "--model", tmp_path, "--out", tmp_path / "o")
+    assert "nothing to draw" in one_error(capsys, conflict.main, "--from-csv", tmp_path / "empty.csv")
+    assert "holds no model" in one_error(capsys, conflict.main, "--model", tmp_path, "--out", tmp_path / "o")
     (tmp_path / "file").write_text("")
-    assert "choose another folder" in one_error(capsys, "--out", tmp_path / "file" / "x")
+    assert "choose another folder" in one_error(capsys, conflict.main, "--out", tmp_path / "file" / "x")
 
 
 def test_no_usable_demonstration_is_one_line(tiny_folder, tmp_path, capsys):
-    err = one_error(capsys, "--model", tiny_folder, "--problems", 1, "--max-new-tokens", 2, "--out", tmp_path / "o")
+    err = one_error(
+        capsys, conflict.main, "--model", tiny_folder, "--problems", 1, "--max-new-tokens", 2, "--out", tmp_path / "o"
+    )
     assert "fits into --max-new-tokens 2" in err

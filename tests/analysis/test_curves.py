@@ -4,7 +4,8 @@ import math
 
 import pandas as pd
 import pytest
-from helpers_curves import SFT, draw, make_run, one_error
+from helpers import one_error
+from helpers_curves import SFT, draw, make_run
 
 from analysis import curves, run_folders, stats, table
 from analysis.curves import PANELS, CurvePoint

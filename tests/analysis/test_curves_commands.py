@@ -4,14 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from helpers_curves import make_run, one_error
+from helpers import ROOT, one_error
+from helpers_curves import make_run
 
 from analysis import curves, saved, table
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def spoil(run, file, text):

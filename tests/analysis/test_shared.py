@@ -86,7 +86,8 @@ def points_of(tmp_path, *runs, smooth=1):
     return list(read_rows(SharedPoint, tmp_path / "p.csv").itertuples())
 
 
-def one_error(capsys, *argv):
+def last_line(capsys, *argv):
+    """What a command that must fail says at the end: a progress bar may stand before it."""
     with pytest.raises(SystemExit) as stop:
         shared.main([str(arg) for arg in argv])
     lines = capsys.readouterr().err.splitlines()
@@ -183,17 +184,17 @@ def test_a_line_that_is_just_being_written_is_not_read(tmp_path):
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):
-    assert "one of the two" in one_error(capsys)
-    assert "--smooth must be" in one_error(capsys, tmp_path, "--smooth", 0)
-    assert "not a run folder" in one_error(capsys, tmp_path)
+    assert "one of the two" in last_line(capsys)
+    assert "--smooth must be" in last_line(capsys, tmp_path, "--smooth", 0)
+    assert "not a run folder" in last_line(capsys, tmp_path)
     run = make_run(tmp_path / "a")
     (run / "rollouts.jsonl").write_text("{}\n")
-    assert "damaged" in one_error(capsys, run, "--out", tmp_path / "f")
+    assert "damaged" in last_line(capsys, run, "--out", tmp_path / "f")
     (run / "rollouts.jsonl").write_text("nothing\n")
-    assert "damaged" in one_error(capsys, run, "--out", tmp_path / "f")
+    assert "damaged" in last_line(capsys, run, "--out", tmp_path / "f")
     (run / "rollouts.jsonl").unlink()
-    assert "cannot be read" in one_error(capsys, run, "--out", tmp_path / "f")
+    assert "cannot be read" in last_line(capsys, run, "--out", tmp_path / "f")
     dull = make_run(tmp_path / "b", [NO_SIGNAL])
-    assert "no group with signal" in one_error(capsys, dull, "--out", tmp_path / "f")
+    assert "no group with signal" in last_line(capsys, dull, "--out", tmp_path / "f")
     (tmp_path / "bad.csv").write_text("panel,method\nx,y\n")
-    assert "damaged" in one_error(capsys, "--from-csv", tmp_path / "bad.csv")
+    assert "damaged" in last_line(capsys, "--from-csv", tmp_path / "bad.csv")

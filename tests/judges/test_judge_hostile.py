@@ -9,9 +9,9 @@ import time
 import tracemalloc
 import zlib
 from itertools import repeat
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from judge_server import Reply, Server, endpoint, grades, pairs, wait_for
 
 from judges.endpoint import LARGEST
@@ -20,7 +20,6 @@ from judges.prompt import Counters, JudgeDown
 
 pytestmark = pytest.mark.extra
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 OK = b"HTTP/1.1 200 OK\r\n"
 JSON = OK + b"Content-Type: application/json\r\n"
 EMPTY = b"\x00\x00\x00\xff\xff"  # a block of nothing, packed

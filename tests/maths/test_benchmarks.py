@@ -1,14 +1,13 @@
 """benchmarks.py: the built-in ones, the hub's layouts, multiple choice, local files, and the paper's table."""
 
-from pathlib import Path
-
 import datasets
 import pytest
+from helpers import SHARED
 
 import tasks
 from maths import benchmarks, data
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "benchmarks"
+BENCHMARKS = SHARED / "data" / "benchmarks"
 ARC = {
     "id": "Mercury_1",
     "question": "What melts? ",
@@ -176,11 +175,11 @@ def test_a_missing_file_gets_one_line(tmp_path, capsys):
 
 @pytest.mark.extra
 def test_all_nine_files_load():
-    if not SHARED.is_dir():
+    if not BENCHMARKS.is_dir():
         pytest.skip("there is no ../shared/data/benchmarks")
     found = {}
     for name in benchmarks.PAPER:
-        problems, report = benchmarks.load(name, SHARED)
+        problems, report = benchmarks.load(name, BENCHMARKS)
         found[name] = len(problems)
         print(f"{name}: {report}")
     rows = {"aime24": 30, "aime25": 30, "amc": 83, "math500": 500, "arc_c": 1172, "gpqa_diamond": 198, "mmlu_pro": 70}

@@ -6,13 +6,13 @@ the rest was kept back, to see what it does with pairs that it was not made for.
 """
 
 import json
-from pathlib import Path
 
 import pytest
+from helpers import SHARED
 
 from maths.verifier import verify
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "cases" / "answers.jsonl"
+ANSWERS = SHARED / "cases" / "answers.jsonl"
 
 # (kind, response, gold answer, right?)
 PAIRS = [
@@ -237,9 +237,9 @@ def test_a_pair(pair):
 
 @pytest.mark.extra
 def test_the_cases_that_were_collected_from_public_reports():
-    if not SHARED.exists():
-        pytest.skip(f"there is no {SHARED.name} in ../shared/cases")
-    cases = [json.loads(line) for line in SHARED.open(encoding="utf-8")]
+    if not ANSWERS.exists():
+        pytest.skip(f"there is no {ANSWERS.name} in ../shared/cases")
+    cases = [json.loads(line) for line in ANSWERS.open(encoding="utf-8")]
     wrong = [case for case in cases if verify(case["response"], case["gold"]) is not case["expected"]]
     for case in wrong:
         print(case)

@@ -3,15 +3,14 @@
 import json
 import time
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
+from helpers import SHARED
 from helpers_data import GSM8K, OPENR1, fails
 
 from maths import data
 from tasks import Problem
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 MATH = {
     "problem": "Half of $x=1$?",
     "level": "Level 2",
@@ -239,10 +238,10 @@ def test_the_command_takes_columns_and_a_limit(write, capsys):
 @pytest.mark.extra
 @pytest.mark.parametrize(("name", "rows"), [("gsm8k_train", 7473), ("gsm8k_test", 1319)])
 def test_all_of_gsm8k_loads_in_seconds(name, rows):
-    if not SHARED.is_dir():
+    if not (SHARED / "data").is_dir():
         pytest.skip("there is no ../shared/data")
     begin = time.perf_counter()
-    problems, report = data.load_problems(str(SHARED / f"{name}.parquet"))
+    problems, report = data.load_problems(str(SHARED / "data" / f"{name}.parquet"))
     seconds = time.perf_counter() - begin
     print(f"{name}: {report} in {seconds:.1f} s")
     assert len(problems) == rows and not report.skipped and seconds < 30

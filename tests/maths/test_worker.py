@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 import eval as evaluation
 import scoring
 import train
 from maths import worker
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="looks at processes as Unix has them")
 
 # Says true to what contains "yes". Hangs inside C code, where no signal handler of Python's would run; dies; is slow.
