@@ -122,8 +122,8 @@ def ahead_message(runs: pd.DataFrame, worlds: Iterable[str], baseline: str = "dr
         gaps = {label: ahead(runs, world, label, baseline, "accuracy") for label in dict.fromkeys(runs["label"])}
         sure = {label: mean for label, (mean, half, _) in gaps.items() if label != baseline and mean - half > 0}
         names = ", ".join(f"{label} {mean:+.3f}" for label, mean in sorted(sure.items(), key=lambda pair: -pair[1]))
-        lines.append(f"In {world}, ahead of {baseline} with an interval above 0: {names or 'nobody'}")
-    return ". ".join(lines)
+        lines.append(f"in {world} {names or 'nobody'}")
+    return f"Ahead of {baseline} on trained levels, with an interval above 0: {'; '.join(lines)}"
 
 
 # ---------------------------------------------------------------------------------------- when does masking pay?
