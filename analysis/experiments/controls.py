@@ -7,7 +7,6 @@ reason apart. None is part of DaGRPO; train.py knows none of them: a control is 
                        is it distinctiveness that helps, or that there are fewer terms? (methods that mask)
     score_as_reward    advantages from S instead of R: is it the mask that helps, or knowing about the steps? (dr_grpo)
     score_noise=SIGMA  Gaussian noise on S: how bad may a judge be before masking hurts? (methods that mask)
-    own_anchor=KIND    anchors are the policy's own successes, not demonstrations: own_anchors.py (dagrpo)
     positives          the rows with A > 0 alone: what do negatives do? (methods without a mask)
     sft_bug=KIND       SFT as two bugs make it: sft_bugs.py (sft)
     flawed_steps       anchors whose steps are wrong and whose answer is right: does the mask shield the update?
@@ -24,14 +23,12 @@ import random
 import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import scoring
 import train
-from analysis.experiments import own_anchors
 from analysis.experiments.sft_bugs import BUGS, sft_bug
 from dagrpo import group_advantages, rectification_mask
 from harness.config import Config, parse
@@ -132,7 +129,7 @@ def _number(text: str) -> int | str:
 
 # ---------------------------------------------------------------------------------------- the command line
 
-CHOICES = {"own_anchor": own_anchors.KINDS, "sft_bug": BUGS}  # what may follow KIND=
+CHOICES = {"sft_bug": BUGS}  # what may follow KIND=
 KINDS = ("random_mask", "score_as_reward", "score_noise", "positives", *CHOICES, *(f"flawed_{flaw}" for flaw in FLAWS))
 
 
@@ -145,15 +142,12 @@ def run(name: str, argv: list[str]) -> None:
         fail(f"{kind}={value}: choose from {', '.join(CHOICES[kind])}, as in {kind}={next(iter(CHOICES[kind]))}")
     if value and kind not in CHOICES and kind != "score_noise":
         fail(f"{name}: {kind} takes no value")
-    if name == "own_anchor=clipped" and config.updates_per_batch == 1:
-        fail("own_anchor=clipped needs --updates-per-batch of 2 or more: with one update every ratio is taken as 1")
     sigma, delta = read_sigma(value) if kind == "score_noise" else 0.0, config.delta
     control = {
         "random_mask": partial(random_mask),
         "score_as_reward": partial(score_as_reward, delta=delta),
         "score_noise": partial(score_noise, sigma=sigma, delta=delta),
         "positives": partial(positives),
-        "own_anchor": own_anchors.own_anchors(value, delta, Path(config.out)),
         "sft_bug": partial(sft_bug, kind=value),
         **{f"flawed_{flaw}": partial(flawed, flaw=flaw) for flaw in FLAWS},
     }[kind]
@@ -178,12 +172,6 @@ def check(kind: str, config: Config) -> None:
         fail(f"there is no control {kind}: choose from {', '.join(KINDS)}")
     if kind in ("random_mask", "score_noise") and not config.recipe.rectify:
         fail(f"{kind} is for methods that mask: {config.method} does not")
-    if kind == "own_anchor" and (not config.recipe.anchors or not config.recipe.rectify):
-        fail(f"own_anchor is for a mask with anchors, dagrpo: not {config.method}")
-    if kind == "own_anchor" and (config.recipe.scale != "none" or config.overlong_buffer):
-        fail("own_anchor has A = R - mean: leave out --scale and --overlong-buffer")
-    if kind == "own_anchor" and (config.log_rollouts_every > 1 or config.scorer != "rule"):
-        fail("own_anchor keeps what rollouts.jsonl has of every step: leave out --log-rollouts-every and --scorer")
     if kind == "sft_bug" and config.recipe.rollouts:
         fail(f"sft_bug is for sft: {config.method} has rollouts")
     masks = config.recipe.rectify or config.recipe.soft_mask

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from analysis.experiments.claims import Claim, Effect, asked, questions_table
 from analysis.experiments.controls import FLAWS
-from analysis.experiments.grid import OUT, OWN_ANCHORS, SAME_RATE, UPDATES
+from analysis.experiments.grid import OUT, SAME_RATE, UPDATES
 from analysis.experiments.outcomes import read_rows
 from analysis.experiments.sft_bugs import BUGS
 from analysis.experiments.worlds import ahead_message, draw_gaps
@@ -64,7 +64,7 @@ def questions() -> dict[str, list[Claim]]:
             found["own"].append(keeps(0.8, label, "dr_grpo", "dagrpo_on", *measure))
             found["own"] += [asked("ahead?", label, other, *measure) for other in ("dr_grpo", "dagrpo_on")]
     found["anchors"].append(asked("demonstrations help", TWICE[1], TWICE[0]))
-    for label in OWN_ANCHORS:
+    for label in ("own successes", "own successes, hard groups", "own successes, true ratio"):
         found["anchors"] += [keeps(0.5, label, *TWICE), asked("any help?", label, TWICE[0])]
     for flaw in FLAWS:
         for text, other in (("does the flaw hurt?", "dagrpo"), ("any help?", "dr_grpo")):

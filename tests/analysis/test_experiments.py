@@ -64,8 +64,7 @@ def test_every_job_is_flags_that_train_takes_and_only_the_named_things_differ():
             args = parse(train)
             if control:
                 controls.check(control.partition("=")[0], args)
-            steps = 250 if job.stage == "anchors" else grid.STEPS
-            assert (args.steps, args.batch_prompts, args.seed, args.world) == (steps, 16, job.seed, job.world)
+            assert (args.steps, args.batch_prompts, args.seed, args.world) == (grid.STEPS, 16, job.seed, job.world)
             start = grid.start_of(job.world, job.seed)
             assert args.init_from == str(f"/root/{world}/{job.after}/seed{job.seed}" if job.after else start)
             assert ("validation" in evaluate) == job.is_sweep and job.world in evaluate
