@@ -77,6 +77,7 @@ def draw_worlds(curves: pd.DataFrame) -> Figure:
 
 def at_the_end(rows: pd.DataFrame, labels: Iterable[str], column: str) -> str:
     """The means over seeds of the last ten steps, for a row's title."""
+    rows = rows[rows["label"].isin(labels)]  # other stages may have longer runs
     last = rows[rows["step"] == rows["step"].max()].groupby("label")[column].mean()
     ends = ", ".join(f"{label} {last[label]:.2f}" for label in labels if label in last)
     return f"{UNITS[column]} at the end: {ends}".replace("\n", " ")

@@ -275,7 +275,7 @@ def test_a_damaged_table_is_one_line(tmp_path, capsys, text):
 
 
 def test_a_worlds_title_says_where_its_methods_end():
-    ends = [("a", 10, 1.0), ("a", 20, 0.2), ("a", 20, 0.4), ("b", 20, 0.1)]
+    ends = [("a", 10, 1.0), ("a", 20, 0.2), ("a", 20, 0.4), ("b", 20, 0.1), ("longer, not drawn", 30, 0.9)]
     rows = pd.DataFrame(ends, columns=["label", "step", "lucky"])
     said = worlds.at_the_end(rows, ("a", "b", "not there"), "lucky")
     assert said == "lucky: share of right responses without a step at the end: a 0.30, b 0.10"
