@@ -85,7 +85,7 @@ def guessable(modulus: int) -> World:
 WORLDS = {
     "plain": World("some levels easy, some hard, none guessable", LEVELS, OOD_LEVELS, tuple(LEVELS), {}),
     "guess": guessable(3),
-    **{f"guess{modulus}": guessable(modulus) for modulus in (2, 5, 10)},  # for experiments
+    **{f"guess{modulus}": guessable(modulus) for modulus in (2, 5, 7, 10)},  # for experiments
     "unseen": World(
         "levels that the start hardly ever solves: whole groups are wrong, and only demonstrations teach them",
         LEVELS,

@@ -12,7 +12,8 @@ What is asked, fixed before the first run of a world:
                 added when half of main in `unseen` was there and showed how much a rate alone changes; in `guess` the
                 first 4 seeds are the pilot's
     guessable   in `guess` with the answer modulo 2, 5 and 10, dr_grpo and dagrpo_on, both at the rate of dagrpo_on,
-                3 seeds: when does masking pay?
+                3 seeds: when does masking pay? Modulo 7 was added when half of these were there: 2, 5 and 10 divide
+                10, so that a chain with the right last digits is right whatever its tens are, and dr_grpo found that
     noise       in `guess` with Gaussian noise on S of 1, 2, 3 and 4, dagrpo_on, 3 seeds: how good must a judge be?
     masks       in `guess`, dagrpo_soft and `pairs`, another mask, at dagrpo_on's rate, 10 seeds: docs/beyond.md. pairs
                 lost and has left the code; its rows stay
@@ -68,7 +69,8 @@ STEPS, K = 150, "4"
 PILOT_RATE = "3e-5"
 SAME_RATE = "dr_grpo at 3e-5"  # the control at the rate of dagrpo_on, which the sweep gave 3e-5 in every world
 PILOT = (("dr_grpo", "dr_grpo", ""), ("dagrpo_on", "dagrpo_on", ""), ("random mask", "dagrpo_on", "random_mask"))
-MODULI = {2: "guess2", 5: "guess5", 10: "guess10"}  # worlds like `guess`
+LAST_DIGIT = (2, 5, 10)  # moduli at which the last digit of a total decides
+MODULI = {modulus: f"guess{modulus}" for modulus in (*LAST_DIGIT, 7)}  # worlds like `guess`
 SIGMAS = ("1", "2", "3", "4")
 UPDATES = ("1", "2", "4")  # a batch
 OUT = "results/worlds"

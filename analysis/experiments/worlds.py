@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.curves import ORDER, places, style
-from analysis.experiments.grid import MODULI, OUT, SAME_RATE, SIGMAS
+from analysis.experiments.grid import LAST_DIGIT, MODULI, OUT, SAME_RATE, SIGMAS
 from analysis.experiments.outcomes import read_rows
 from analysis.stats import t_interval
 from harness.console import Parser, fail
@@ -145,11 +145,13 @@ def same_rate(runs: pd.DataFrame, world: str) -> str:
 def map_points(runs: pd.DataFrame) -> dict[str, list[tuple[float, str, str, str]]]:
     """Panel -> (place, world, label, baseline)."""
     guess, plain = same_rate(runs, "guess"), same_rate(runs, "plain")
-    guesses = [(1 / m, at, f"dagrpo_on, modulo {m}", f"dr_grpo, modulo {m}") for m, at in MODULI.items()]
+    others = {m: (1 / m, at, f"dagrpo_on, modulo {m}", f"dr_grpo, modulo {m}") for m, at in MODULI.items()}
+    guesses = [others.pop(m) for m in MODULI if m not in LAST_DIGIT]
     guesses += [(1 / 3, "guess", "dagrpo_on", guess), (0.0, "plain", "dagrpo_on", plain)]
     noise = [(float(sigma), "guess", f"dagrpo_on, noise {sigma}", guess) for sigma in SIGMAS]
     return {
         "how often a bare guess is right": sorted(guesses),
+        "likewise, where the last digit decides": sorted(others.values()),
         "standard deviation of the noise on S": [(0.0, "guess", "dagrpo_on", guess), *noise],
     }
 
@@ -165,8 +167,8 @@ def map_message(runs: pd.DataFrame) -> str:
 
 
 def draw_map(runs: pd.DataFrame) -> Figure:
-    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
-    for ax, (name, points) in zip(figure.subplots(1, 2), map_points(runs).items(), strict=True):
+    figure = Figure(figsize=(12.5, 3.6), layout="constrained")
+    for ax, (name, points) in zip(figure.subplots(1, 3), map_points(runs).items(), strict=True):
         for i, (column, label) in enumerate(
             {"reward mean": "reward, mean of the run", "ood mean": "accuracy, OOD"}.items()
         ):
@@ -181,7 +183,8 @@ def draw_map(runs: pd.DataFrame) -> Figure:
         ax.axhline(0, color="grey", linewidth=0.8)
         ax.set(xlabel=name, ylabel="dagrpo_on minus dr_grpo")
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=8)
+        if ax.containers:
+            ax.legend(fontsize=8)
     figure.suptitle(map_message(runs), fontsize=11)
     return figure
 

@@ -28,7 +28,7 @@ def test_the_grid_has_the_seeds_that_were_written_down():
             seeds.setdefault((job.stage, job.label), []).append(job.seed)
         of_claims = {label: there for (stage, label), there in seeds.items() if stage in ("main", "controls")}
         assert len(of_claims) == 9 and all(there == list(range(10)) for there in of_claims.values())
-        assert len([1 for stage, _ in seeds if stage in ("guessable", "noise")]) == (10 if world == "guess" else 0)
+        assert len([1 for stage, _ in seeds if stage in ("guessable", "noise")]) == (12 if world == "guess" else 0)
         assert not any(job.seed == grid.SWEEP_SEED for job in jobs if not job.is_sweep)
 
 
@@ -54,7 +54,8 @@ def test_the_map_names_the_places_where_the_reward_is_surely_higher():
     rows = [("guess", label, seed, gap) for label, two in gaps.items() for seed, gap in enumerate(two)]
     runs = pd.DataFrame(rows, columns=["world", "label", "seed", "reward mean"]).assign(**{"ood mean": 0.5})
     message = worlds.draw_map(runs).get_suptitle()
-    assert message.endswith("a bare guess is right: 0.33; standard deviation of the noise on S: 0")
+    assert "a bare guess is right: 0.33; likewise, where the last digit decides: nowhere; standard" in message
+    assert message.endswith("the noise on S: 0")
 
 
 def test_every_job_is_flags_that_train_takes_and_only_the_named_things_differ():
