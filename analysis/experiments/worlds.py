@@ -163,12 +163,12 @@ def map_message(runs: pd.DataFrame) -> str:
         gaps = {place: ahead(runs, *point, "reward mean") for place, *point in points}
         sure = [f"{place:.2g}" for place, (mean, half, _) in gaps.items() if mean - half > 0]
         found.append(f"{name}: {', '.join(sure) or 'nowhere'}")
-    return f"The mask raises the reward, with an interval above 0, at\n{'; '.join(found)}"
+    return f"Where does the mask raise the reward, with an interval above 0?\n{'; '.join(found)}"
 
 
 def draw_map(runs: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(12.5, 3.6), layout="constrained")
-    for ax, (name, points) in zip(figure.subplots(1, 3), map_points(runs).items(), strict=True):
+    for ax, (name, points) in zip(figure.subplots(1, 3, sharey=True), map_points(runs).items(), strict=True):
         for i, (column, label) in enumerate(
             {"reward mean": "reward, mean of the run", "ood mean": "accuracy, OOD"}.items()
         ):
@@ -182,6 +182,7 @@ def draw_map(runs: pd.DataFrame) -> Figure:
                 )
         ax.axhline(0, color="grey", linewidth=0.8)
         ax.set(xlabel=name, ylabel="dagrpo_on minus dr_grpo")
+        ax.label_outer()
         ax.grid(alpha=0.3)
         if ax.containers:
             ax.legend(fontsize=8)
