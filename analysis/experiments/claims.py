@@ -263,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
         parts += [f"## World {world}\n\n{means_table(here)}\n", f"{questions_table(FURTHER, here, world)}\n"]
     tables = "\n".join([*parts, f"## The claims\n\n{claims_table(runs)}\n"])
     print(tables, end="")
-    (folder / "tables.md").write_text(tables)
+    (folder / "tables.md").write_text(tables, encoding="utf-8")
 
 
 if __name__ == "__main__":
