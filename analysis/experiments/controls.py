@@ -129,8 +129,7 @@ def _number(text: str) -> int | str:
 
 # ---------------------------------------------------------------------------------------- the command line
 
-CHOICES = {"sft_bug": BUGS}  # what may follow KIND=
-KINDS = ("random_mask", "score_as_reward", "score_noise", "positives", *CHOICES, *(f"flawed_{flaw}" for flaw in FLAWS))
+KINDS = ("random_mask", "score_as_reward", "score_noise", "positives", "sft_bug", *(f"flawed_{flaw}" for flaw in FLAWS))
 
 
 def run(name: str, argv: list[str]) -> None:
@@ -138,9 +137,9 @@ def run(name: str, argv: list[str]) -> None:
     kind, _, value = name.partition("=")
     config = parse(argv)
     check(kind, config)
-    if kind in CHOICES and value not in CHOICES[kind]:
-        fail(f"{kind}={value}: choose from {', '.join(CHOICES[kind])}, as in {kind}={next(iter(CHOICES[kind]))}")
-    if value and kind not in CHOICES and kind != "score_noise":
+    if kind == "sft_bug" and value not in BUGS:
+        fail(f"{name}: choose from {', '.join(BUGS)}, as in sft_bug={BUGS[0]}")
+    if value and kind not in ("sft_bug", "score_noise"):
         fail(f"{name}: {kind} takes no value")
     sigma, delta = read_sigma(value) if kind == "score_noise" else 0.0, config.delta
     control = {
