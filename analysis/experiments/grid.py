@@ -27,7 +27,9 @@ What is asked, fixed before the first run of a world:
     audit       in `guess`, sft with each of two bugs at sft's rate, and hpt at dagrpo's, 10 seeds: are mixed methods
                 ahead of SFT only where it is broken (2604.23747)?
     ratio       in `guess`, grpo, rgra (no ratio, no clip), reinforce (no baseline) and grpo's positives alone with 1, 2
-                and 4 updates a batch, at the rate of grpo, 3 seeds: which of them can be left out (2603.18756)?
+                and 4 updates a batch, at the rate of grpo, 3 seeds: which of them can be left out (2603.18756)? When
+                grpo's positives had ended as bare guesses, those of dr_grpo, which does not divide by a response's
+                length, were added with 1 update, before their first run: is it the missing negatives, or the division?
 
 Rates and length follow a trial in `guess` (dr_grpo, seed 100): at 1e-4 and 3e-4 the reward stayed at a guesser's third,
 while at 3e-5 it still rose after 200 steps. So 150 steps are a budget, not an end.
@@ -73,6 +75,7 @@ LAST_DIGIT = (2, 5, 10)  # moduli at which the last digit of a total decides
 MODULI = {modulus: f"guess{modulus}" for modulus in (*LAST_DIGIT, 7)}  # worlds like `guess`
 SIGMAS = ("1", "2", "3", "4")
 UPDATES = ("1", "2", "4")  # a batch
+DR_POSITIVES = "positives of dr_grpo, updates 1"
 OUT = "results/worlds"
 SETTINGS = ["--steps", str(STEPS), "--save-every", "50", "--keep", "3", "--show-every", "0"]
 SETTINGS += ["--log-rollouts-every", str(BIN)]
@@ -126,6 +129,8 @@ def grid(world: str, rates: dict[str, str]) -> list[Job]:
             for method in ("grpo", "rgra", "reinforce"):
                 add("ratio", f"{method}, updates {updates}", method, FEWER_SEEDS, flags=flags, rate_of="grpo")
             add("ratio", f"positives, updates {updates}", "grpo", FEWER_SEEDS, flags=flags, control="positives")
+        flags = ("--updates-per-batch", "1")
+        add("ratio", DR_POSITIVES, "dr_grpo", FEWER_SEEDS, flags=flags, rate_of="grpo", control="positives")
     return jobs
 
 
