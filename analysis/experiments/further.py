@@ -11,7 +11,8 @@ its 95 % interval and uncorrected p. Whether A keeps a share s of what C gains o
     audit      are mixed methods ahead of SFT only where SFT is broken (2604.23747)?
     ratio      can the ratio, the baseline, or the negatives be left out (2603.18756)?
 
-Draws a figure of each stage, as masks.png: accuracy minus the baseline's, paired by seed.
+Draws a figure of each stage, as masks.png: accuracy minus the baseline's, paired by seed. That of ratio shows the
+length of responses instead, because accuracy does not tell a policy that guesses from one that derives.
 
     python -m analysis.experiments.further    reads and writes results/worlds
 """
@@ -24,15 +25,17 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.curves import places, style
 from analysis.experiments.claims import Claim, Effect, asked, questions_table
 from analysis.experiments.controls import FLAWS
-from analysis.experiments.grid import OUT, SAME_RATE, UPDATES
+from analysis.experiments.grid import DR_POSITIVES, OUT, SAME_RATE, UPDATES
 from analysis.experiments.outcomes import read_rows
 from analysis.experiments.sft_bugs import BUGS
 from analysis.experiments.worlds import ahead_message, draw_gaps
 from harness.console import Parser, fail
 
 OOD = ("ood mean", "accuracy, OOD")
+LENGTH = ("response_length last", "tokens")
 TWICE = ("dr_grpo, two passes", "dagrpo, two passes")
 # stage -> its baseline, and what else is drawn beside its methods
 REFERENCES = {"masks": (SAME_RATE, "dagrpo_on", "random mask"), "own": ("dr_grpo", "dagrpo_on"),
@@ -76,7 +79,9 @@ def questions() -> dict[str, list[Claim]]:
         found["audit"].append(asked("ahead of SFT?", other, "sft"))
     for n in UPDATES:
         for label in ("rgra", "reinforce", "positives"):
-            found["ratio"].append(asked(f"{n} updates", f"{label}, updates {n}", f"grpo, updates {n}"))
+            for measure in ((), OOD, LENGTH):
+                found["ratio"].append(asked(f"{n} updates", f"{label}, updates {n}", f"grpo, updates {n}", *measure))
+    found["ratio"].append(asked("without dividing by length", DR_POSITIVES, "positives, updates 1", *LENGTH))
     return found
 
 
@@ -92,6 +97,28 @@ def draw(runs: pd.DataFrame, stage: str) -> Figure:
     return figure
 
 
+def draw_ratio(curves: pd.DataFrame) -> Figure:
+    """Response length against the step: a panel for each number of updates, thin lines for the seeds."""
+    curves = curves[curves["stage"] == "ratio"]
+    curves = curves.assign(updates=curves["label"].str[-1], label=curves["label"].str.partition(", updates")[0])
+    figure, look = Figure(figsize=(11, 3.8), layout="constrained"), places(dict.fromkeys(curves["label"]))
+    for ax, updates in zip(figure.subplots(1, len(UPDATES), sharey=True), UPDATES, strict=True):
+        for label, rows in curves[curves["updates"] == updates].groupby("label"):
+            seeds = rows.pivot(index="step", columns="seed", values="response_length")
+            line = style(look[label], len(seeds))
+            ax.plot(seeds.index - 4.5, seeds, color=line["color"], linewidth=0.6, alpha=0.5)
+            ax.plot(seeds.index - 4.5, seeds.mean(axis=1), label=label, **line)
+        ax.set(xlabel="step", ylabel="response length, tokens", title=f"updates a batch: {updates}")
+        ax.label_outer()
+        ax.grid(alpha=0.3)
+    figure.axes[0].set_ylim(bottom=0)  # of all: they share it
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, handlelength=3.5)
+    last = curves[(curves["step"] == curves["step"].max()) & (curves["updates"] == "1")]
+    ends = [f"{label} {tokens:.1f}" for label, tokens in last.groupby("label")["response_length"].mean().items()]
+    figure.suptitle(f"Tokens of a response at the end, with 1 update a batch: {', '.join(ends)}", fontsize=11)
+    return figure
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.experiments.further", description=__doc__)
     parser.add_argument("--results", default=OUT, metavar="DIR", help="of analysis.experiments.grid")
@@ -103,7 +130,8 @@ def main(argv: list[str] | None = None) -> None:
     for stage in stages:
         for world in dict.fromkeys(runs.loc[runs["stage"] == stage, "world"]):
             print(f"{stage}, {world}\n\n{questions_table(questions()[stage], runs, world)}\n")
-        draw(runs, stage).savefig(folder / f"{stage}.png", dpi=100)
+        figure = draw_ratio(read_rows(folder / "curves.csv")) if stage == "ratio" else draw(runs, stage)
+        figure.savefig(folder / f"{stage}.png", dpi=100)
     print(f"written: {', '.join(str(folder / f'{stage}.png') for stage in stages)}")
 
 

@@ -56,3 +56,17 @@ def test_without_such_runs_it_says_what_makes_them(tmp_path, capsys):
     with pytest.raises(SystemExit):
         further.main(["--results", str(tmp_path)])
     assert "python -m analysis.experiments.grid" in capsys.readouterr().err
+
+
+def test_lengths_under_each_number_of_updates():
+    lengths = {"grpo, updates 1": 20.0, "positives, updates 1": 3.0, "grpo, updates 4": 30.0}
+    curves = pd.DataFrame(
+        [("ratio", label, seed, step, mean + seed - step / 10)
+         for label, mean in lengths.items() for seed in (0, 2) for step in (10, 20)],
+        columns=["stage", "label", "seed", "step", "response_length"],
+    )  # fmt: skip
+    figure = further.draw_ratio(pd.concat([curves, curves.assign(stage="main", response_length=99.0)]))
+    drawn = [{line.get_label(): line.get_ydata().tolist() for line in ax.lines} for ax in figure.axes]
+    assert (drawn[0]["grpo"], drawn[0]["positives"]) == ([20.0, 19.0], [3.0, 2.0])
+    assert drawn[2]["grpo"] == [30.0, 29.0] and not drawn[1]
+    assert figure.get_suptitle().endswith("grpo 19.0, positives 2.0")
