@@ -9,7 +9,8 @@ its 95 % interval and uncorrected p. Whether A keeps a share s of what C gains o
     anchors    do the policy's own successes keep half of what demonstrations gain?
     flawed     is the mask a safety net against bad demonstrations?
     audit      are mixed methods ahead of SFT only where SFT is broken (2604.23747)?
-    ratio      can the ratio, the baseline, or the negatives be left out (2603.18756)?
+    ratio      can the ratio, the baseline, or the negatives be left out (2603.18756)? Fixed in advance was accuracy;
+               the other measures were added when the first 36 runs were there
 
 Draws a figure of each stage, as masks.png: accuracy minus the baseline's, paired by seed. That of ratio shows the
 length of responses instead, because accuracy does not tell a policy that guesses from one that derives.
@@ -28,7 +29,7 @@ from matplotlib.figure import Figure
 from analysis.curves import places, style
 from analysis.experiments.claims import Claim, Effect, asked, questions_table
 from analysis.experiments.controls import FLAWS
-from analysis.experiments.grid import DR_POSITIVES, OUT, SAME_RATE, UPDATES
+from analysis.experiments.grid import OF_DR_GRPO, OUT, SAME_RATE, UPDATES, WITHOUT_STD
 from analysis.experiments.outcomes import read_rows
 from analysis.experiments.sft_bugs import BUGS
 from analysis.experiments.worlds import ahead_message, draw_gaps
@@ -81,7 +82,8 @@ def questions() -> dict[str, list[Claim]]:
         for label in ("rgra", "reinforce", "positives"):
             for measure in ((), OOD, LENGTH):
                 found["ratio"].append(asked(f"{n} updates", f"{label}, updates {n}", f"grpo, updates {n}", *measure))
-    found["ratio"].append(asked("without dividing by length", DR_POSITIVES, "positives, updates 1", *LENGTH))
+    for label in (OF_DR_GRPO, WITHOUT_STD):
+        found["ratio"].append(asked("without a division", label, "positives, updates 1", *LENGTH))
     return found
 
 

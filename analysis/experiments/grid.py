@@ -28,8 +28,9 @@ What is asked, fixed before the first run of a world:
                 ahead of SFT only where it is broken (2604.23747)?
     ratio       in `guess`, grpo, rgra (no ratio, no clip), reinforce (no baseline) and grpo's positives alone with 1, 2
                 and 4 updates a batch, at the rate of grpo, 3 seeds: which of them can be left out (2603.18756)? When
-                grpo's positives had ended as bare guesses, those of dr_grpo, which does not divide by a response's
-                length, were added with 1 update, before their first run: is it the missing negatives, or the division?
+                grpo's positives had ended as bare guesses, two more were added with 1 update, each before its first
+                run: positives of dr_grpo, which divides neither by the standard deviation nor by a response's length,
+                and of grpo without the former division. Is it the missing negatives, or one of the divisions?
 
 Rates and length follow a trial in `guess` (dr_grpo, seed 100): at 1e-4 and 3e-4 the reward stayed at a guesser's third,
 while at 3e-5 it still rose after 200 steps. So 150 steps are a budget, not an end.
@@ -75,7 +76,7 @@ LAST_DIGIT = (2, 5, 10)  # moduli at which the last digit of a total decides
 MODULI = {modulus: f"guess{modulus}" for modulus in (*LAST_DIGIT, 7)}  # worlds like `guess`
 SIGMAS = ("1", "2", "3", "4")
 UPDATES = ("1", "2", "4")  # a batch
-DR_POSITIVES = "positives of dr_grpo, updates 1"
+OF_DR_GRPO, WITHOUT_STD = "positives of dr_grpo, updates 1", "positives without std, updates 1"
 OUT = "results/worlds"
 SETTINGS = ["--steps", str(STEPS), "--save-every", "50", "--keep", "3", "--show-every", "0"]
 SETTINGS += ["--log-rollouts-every", str(BIN)]
@@ -129,8 +130,9 @@ def grid(world: str, rates: dict[str, str]) -> list[Job]:
             for method in ("grpo", "rgra", "reinforce"):
                 add("ratio", f"{method}, updates {updates}", method, FEWER_SEEDS, flags=flags, rate_of="grpo")
             add("ratio", f"positives, updates {updates}", "grpo", FEWER_SEEDS, flags=flags, control="positives")
-        flags = ("--updates-per-batch", "1")
-        add("ratio", DR_POSITIVES, "dr_grpo", FEWER_SEEDS, flags=flags, rate_of="grpo", control="positives")
+        for label, method, more in ((OF_DR_GRPO, "dr_grpo", ()), (WITHOUT_STD, "grpo", ("--scale", "none"))):
+            flags = ("--updates-per-batch", "1", *more)
+            add("ratio", label, method, FEWER_SEEDS, flags=flags, rate_of="grpo", control="positives")
     return jobs
 
 
