@@ -115,10 +115,15 @@ def draw_ratio(curves: pd.DataFrame) -> Figure:
         ax.grid(alpha=0.3)
     figure.axes[0].set_ylim(bottom=0)  # of all: they share it
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, handlelength=3.5)
-    last = curves[(curves["step"] == curves["step"].max()) & (curves["updates"] == "1")]
-    ends = [f"{label} {tokens:.1f}" for label, tokens in last.groupby("label")["response_length"].mean().items()]
-    figure.suptitle(f"Tokens of a response at the end, with 1 update a batch: {', '.join(ends)}", fontsize=11)
+    figure.suptitle(length_message(curves), fontsize=11)
     return figure
+
+
+def length_message(curves: pd.DataFrame) -> str:
+    last = curves[(curves["step"] == curves["step"].max()) & (curves["updates"] == "1")]
+    ends = last.groupby("label")["response_length"].mean()
+    short = [f"{label} {tokens:.1f}" for label, tokens in ends.items() if tokens < ends["grpo"] / 2]
+    return f"Under half of grpo's {ends['grpo']:.1f} tokens at the end, with 1 update: {', '.join(short) or 'nobody'}"
 
 
 def main(argv: list[str] | None = None) -> None:

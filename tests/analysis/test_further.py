@@ -69,4 +69,5 @@ def test_lengths_under_each_number_of_updates():
     drawn = [{line.get_label(): line.get_ydata().tolist() for line in ax.lines} for ax in figure.axes]
     assert (drawn[0]["grpo"], drawn[0]["positives"]) == ([20.0, 19.0], [3.0, 2.0])
     assert drawn[2]["grpo"] == [30.0, 29.0] and not drawn[1]
-    assert figure.get_suptitle().endswith("grpo 19.0, positives 2.0")
+    assert figure.get_suptitle().startswith("Under half of grpo's 19.0 tokens")
+    assert figure.get_suptitle().endswith("with 1 update: positives 2.0")
