@@ -53,7 +53,7 @@ test: .venv/ready  ## the tests (3 to 10 minutes)
 
 test-all: test .venv/ready-extra  ## also tests that kill processes or need extras or real data, and the notebooks; lists skips
 	$(PYTEST) -m extra -rs
-	$(PY) -m pytest --nbmake lessons
+	$(PYTEST) --nbmake lessons
 
 lint: .venv/ready  ## check the code with ruff
 	$(PY) -m ruff check .

@@ -52,7 +52,8 @@ def test_the_line_is_there_once_and_so_is_the_test(trap):
 
 
 def run_in(folder, *given):
-    command = [sys.executable, "-B", "-m", "pytest", *given, "-p", "no:cacheprovider"]
+    unused = ["-p", "no:cacheprovider", "-p", "no:nbmake"]  # nbmake imports for two seconds
+    command = [sys.executable, "-B", "-m", "pytest", *given, *unused]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
