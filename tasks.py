@@ -87,7 +87,7 @@ WORLDS = {
     "guess": guessable(3),
     **{f"guess{modulus}": guessable(modulus) for modulus in (2, 5, 7, 10)},  # for experiments
     "unseen": World(
-        "levels that the start hardly ever solves: whole groups are wrong, and only demonstrations teach them",
+        "levels that the start has hardly seen: whole groups are wrong, and on level 5 only demonstrations teach",
         LEVELS,
         OOD_LEVELS,
         tuple(LEVELS),

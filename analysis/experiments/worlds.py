@@ -32,7 +32,7 @@ SHOWN = {  # world -> what it is about, the lines of its row, and its third colu
     "plain": ("plain: levels from easy to hard", ORDER[:4], "kept_fraction"),
     "unseen": ("unseen: levels that the start has hardly seen", (*ORDER[:3], "luffy"), "no_signal_groups"),
 }  # fmt: skip
-MEASURES = {"accuracy": "trained level", "ood mean": "out of distribution"}  # of ahead.png
+MEASURES = {"accuracy": "trained levels", "ood mean": "out of distribution"}  # of ahead.png
 UNITS = {
     "reward": "reward: share of responses\nthat are right",
     "response_length": "response length, tokens",
@@ -122,7 +122,7 @@ def ahead_message(runs: pd.DataFrame, worlds: Iterable[str], baseline: str = "dr
     for world in worlds:
         gaps = {label: ahead(runs, world, label, baseline, "accuracy") for label in dict.fromkeys(runs["label"])}
         sure = {label: mean for label, (mean, half, _) in gaps.items() if label != baseline and mean - half > 0}
-        names = ", ".join(f"{label} {mean:+.3f}" for label, mean in sorted(sure.items(), key=lambda pair: -pair[1]))
+        names = " / ".join(sorted(sure, key=lambda label: -sure[label]))  # labels have commas
         lines.append(f"in {world} {names or 'nobody'}")
     return f"Ahead of {baseline} on trained levels, with an interval above 0: {'; '.join(lines)}"
 
