@@ -124,8 +124,12 @@ FURTHER = [  # asked with the claims, to understand them
     asked("DaGRPO beats SFT", "dagrpo", "sft"),
     *(
         Claim("", "on levels 4 and 5", ("dagrpo", other), hard, 0.02, "accuracy")
-        for other in (BASELINE, "luffy", "sft")
+        for other in (BASELINE, SAME_RATE, "luffy", "sft")
     ),
+    asked("DaGRPO beats GRPO at the mask's rate", "dagrpo", SAME_RATE),  # added when unseen had all seeds: see its page
+    asked("likewise, out of distribution", "dagrpo", SAME_RATE, "ood mean"),
+    asked("out of distribution, against the start", "dagrpo", START, "ood mean"),
+    asked("SFT, likewise", "sft", START, "ood mean"),
     asked("with anchors, groups have a signal", "dagrpo", BASELINE, "no_signal_groups mean", "groups of 16"),
     asked("RL after SFT beats SFT", "sft then dr_grpo", "sft"),
     asked("with standard deviation and length", "grpo", BASELINE),

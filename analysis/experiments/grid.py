@@ -26,11 +26,11 @@ What is asked, fixed before the first run of a world:
                 safety net against bad demonstrations?
     audit       in `guess`, sft with each of two bugs at sft's rate, and hpt at dagrpo's, 10 seeds: are mixed methods
                 ahead of SFT only where it is broken (2604.23747)?
-    ratio       in `guess`, grpo, rgra (no ratio, no clip), reinforce (no baseline) and grpo's positives alone with 1, 2
-                and 4 updates a batch, at the rate of grpo, 3 seeds: which of them can be left out (2603.18756)? When
-                grpo's positives had ended as bare guesses, two more were added with 1 update, each before its first
-                run: positives of dr_grpo, which divides neither by the standard deviation nor by a response's length,
-                and of grpo without the former division. Is it the missing negatives, or one of the divisions?
+    ratio       in `guess`, grpo, rgra (no ratio, no clip), reinforce (no baseline, no division by standard deviation or
+                length) and grpo's positives alone with 1, 2 and 4 updates a batch, at the rate of grpo, 3 seeds: which
+                of them can be left out (2603.18756)? When grpo's positives had ended as bare guesses, two more were
+                added with 1 update, each before its first run: positives of dr_grpo, which lacks both divisions, and
+                of grpo without the first. Is it the missing negatives, or one of the divisions?
 
 Rates and length follow a trial in `guess` (dr_grpo, seed 100): at 1e-4 and 3e-4 the reward stayed at a guesser's third,
 while at 3e-5 it still rose after 200 steps. So 150 steps are a budget, not an end.
