@@ -7,6 +7,8 @@ reason apart. None is part of DaGRPO; train.py knows none of them: a control is 
                        is it distinctiveness that helps, or that there are fewer terms? (methods that mask)
     score_as_reward    advantages from S instead of R: is it the mask that helps, or knowing about the steps? (dr_grpo)
     score_noise=SIGMA  Gaussian noise on S: how bad may a judge be before masking hurts? (methods that mask)
+    centred            A centred again over the rows that the mask keeps: do pushes that add up to 0 matter?
+                       (methods that mask)
     positives          the rows with A > 0 alone: what do negatives do? (methods without a mask)
     sft_bug=KIND       SFT as two bugs make it: sft_bugs.py (sft)
     flawed_steps       anchors whose steps are wrong and whose answer is right: does the mask shield the update?
@@ -43,6 +45,17 @@ FLAWS = ("steps", "answer")
 def positives(groups: Groups) -> Groups:
     """Rows with A > 0 alone. The divisor still counts all rows, as with a mask."""
     return replace(groups, keep=groups.keep & (groups.advantages > 0))
+
+
+def centred(groups: Groups) -> Groups:
+    """A centred again over the kept rows: a mask leaves advantages that no longer add up to 0 (2604.13088)."""
+    return replace(groups, advantages=centre(groups.advantages, groups.keep))
+
+
+def centre(advantages: Tensor, keep: Tensor) -> Tensor:
+    """A (B, G), in each group minus its mean over the rows that `keep` (B, G) keeps; other rows are as they were."""
+    mean = (advantages * keep).sum(dim=1, keepdim=True) / keep.sum(dim=1, keepdim=True).clamp(min=1)  # (B, 1)
+    return torch.where(keep, advantages - mean, advantages)
 
 
 def random_mask(groups: Groups) -> Groups:
@@ -129,7 +142,8 @@ def _number(text: str) -> int | str:
 
 # ---------------------------------------------------------------------------------------- the command line
 
-KINDS = ("random_mask", "score_as_reward", "score_noise", "positives", "sft_bug", *(f"flawed_{flaw}" for flaw in FLAWS))
+MASKING = ("random_mask", "score_noise", "centred")
+KINDS = (*MASKING, "score_as_reward", "positives", "sft_bug", *(f"flawed_{flaw}" for flaw in FLAWS))
 
 
 def run(name: str, argv: list[str]) -> None:
@@ -146,6 +160,7 @@ def run(name: str, argv: list[str]) -> None:
         "random_mask": partial(random_mask),
         "score_as_reward": partial(score_as_reward, delta=delta),
         "score_noise": partial(score_noise, sigma=sigma, delta=delta),
+        "centred": partial(centred),
         "positives": partial(positives),
         "sft_bug": partial(sft_bug, kind=value),
         **{f"flawed_{flaw}": partial(flawed, flaw=flaw) for flaw in FLAWS},
@@ -169,7 +184,7 @@ def check(kind: str, config: Config) -> None:
     """A control that the method does not notice would be a run that is taken for another one."""
     if kind not in KINDS:
         fail(f"there is no control {kind}: choose from {', '.join(KINDS)}")
-    if kind in ("random_mask", "score_noise") and not config.recipe.rectify:
+    if kind in MASKING and not config.recipe.rectify:
         fail(f"{kind} is for methods that mask: {config.method} does not")
     if kind == "sft_bug" and config.recipe.rollouts:
         fail(f"sft_bug is for sft: {config.method} has rollouts")

@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from analysis.curves import places, style
 from analysis.experiments.claims import Claim, Effect, asked, questions_table
 from analysis.experiments.controls import FLAWS
-from analysis.experiments.grid import OF_DR_GRPO, OUT, SAME_RATE, UPDATES, WITHOUT_STD
+from analysis.experiments.grid import HALF_SFT, HALVES, OF_DR_GRPO, OUT, SAME_RATE, UPDATES, WITHOUT_STD
 from analysis.experiments.outcomes import read_rows
 from analysis.experiments.sft_bugs import BUGS
 from analysis.experiments.worlds import ahead_message, draw_gaps
@@ -59,7 +59,7 @@ def keeps(share: float, one: str, baseline: str, whole: str, column: str = "accu
 
 def questions() -> dict[str, list[Claim]]:
     found: dict[str, list[Claim]] = {stage: [] for stage in REFERENCES}
-    for kind in ("soft", "pairs"):
+    for kind in ("soft", "pairs", "centred"):
         for other in ("dagrpo_on", "random mask", SAME_RATE):
             found["masks"] += [asked("ahead?", kind, other), asked("ahead, OOD?", kind, other, *OOD)]
     for kind in ("sure", "fluent", "steps"):
@@ -78,6 +78,10 @@ def questions() -> dict[str, list[Claim]]:
         found["audit"] += [asked("does the bug hurt?", label, "sft"), asked("ahead of broken SFT?", "dagrpo", label)]
     for other in ("hpt", "dagrpo", "luffy", "sft then dr_grpo"):
         found["audit"].append(asked("ahead of SFT?", other, "sft"))
+    for both in ("sft then dr_grpo", HALVES):
+        for mixed in ("dagrpo", "luffy", "hpt"):
+            found["audit"] += [asked("SFT first?", both, mixed), asked("likewise, OOD", both, mixed, *OOD)]
+    found["audit"] += [asked("ahead of more SFT?", HALVES, other) for other in ("sft", HALF_SFT)]
     for n in UPDATES:
         for label in ("rgra", "reinforce", "positives"):
             for measure in ((), OOD, LENGTH):

@@ -2,8 +2,8 @@
 
 What is asked, fixed before the first run of a world:
 
-    pilot       in `guess`, dr_grpo, dagrpo_on and a random mask of the same size, all at 3e-5, the first 6 seeds: a
-                first look before the rest, at the one rate that the trial found to learn
+    pilot       in `guess`, dr_grpo, dagrpo_on and a random mask of the same size, all at 3e-5, the first 4 seeds (6
+                were planned): a first look before the rest, at the one rate that the trial found to learn
     sweep       each method at three learning rates, seed 100; the best is its own from then on, by the accuracy of 4
                 sampled responses to each of 500 validation problems (in `plain` and `unseen` 250, of five levels)
     main        each method at its own rate, 10 seeds; `sft then dr_grpo` begins where the same seed's sft ended
@@ -16,7 +16,8 @@ What is asked, fixed before the first run of a world:
                 10, so that a chain with the right last digits is right whatever its tens are, and dr_grpo found that
     noise       in `guess` with Gaussian noise on S of 1, 2, 3 and 4, dagrpo_on, 3 seeds: how good must a judge be?
     masks       in `guess`, dagrpo_soft and `pairs`, another mask, at dagrpo_on's rate, 10 seeds: docs/beyond.md. pairs
-                lost and has left the code; its rows stay
+                lost and has left the code; its rows stay. Added last: dagrpo_on with A centred again over the rows
+                that the mask keeps: does it matter that pushes add up to 0 (2604.13088)?
     own         in `guess`, dagrpo_on with scores that need no judge, 10 seeds: docs/beyond.md. None kept the gain, so
                 they were not run in `plain`, as had been planned, and their code has left
     anchors     in `unseen`, two passes over the prompts (250 steps): dr_grpo, dagrpo, and dagrpo whose anchors are the
@@ -25,7 +26,8 @@ What is asked, fixed before the first run of a world:
     flawed      in `guess`, dagrpo with anchors whose steps, or steps and answer, are wrong, 5 seeds: is the mask a
                 safety net against bad demonstrations?
     audit       in `guess`, sft with each of two bugs at sft's rate, and hpt at dagrpo's, 10 seeds: are mixed methods
-                ahead of SFT only where it is broken (2604.23747)?
+                ahead of SFT only where it is broken (2604.23747)? Added last: 75 steps of sft, then 75 of dr_grpo, as
+                many updates as DaGRPO has, and fewer generated tokens
     ratio       in `guess`, grpo, rgra (no ratio, no clip), reinforce (no baseline, no division by standard deviation or
                 length) and grpo's positives alone with 1, 2 and 4 updates a batch, at the rate of grpo, 3 seeds: which
                 of them can be left out (2603.18756)? When grpo's positives had ended as bare guesses, two more were
@@ -77,6 +79,7 @@ MODULI = {modulus: f"guess{modulus}" for modulus in (*LAST_DIGIT, 7)}  # worlds 
 SIGMAS = ("1", "2", "3", "4")
 UPDATES = ("1", "2", "4")  # a batch
 OF_DR_GRPO, WITHOUT_STD = "positives of dr_grpo, updates 1", "positives without std, updates 1"
+HALF, HALF_SFT, HALVES = ("--steps", "75"), "sft, 75 steps", "sft then dr_grpo, 75 + 75"
 OUT = "results/worlds"
 SETTINGS = ["--steps", str(STEPS), "--save-every", "50", "--keep", "3", "--show-every", "0"]
 SETTINGS += ["--log-rollouts-every", str(BIN)]
@@ -104,7 +107,7 @@ def grid(world: str, rates: dict[str, str]) -> list[Job]:
     if world == "guess":
         for label, method, control in PILOT:
             flags = ("--lr", PILOT_RATE)
-            jobs += [Job(world, "pilot", f"{label} at 3e-5", method, n, flags, control=control) for n in range(6)]
+            jobs += [Job(world, "pilot", f"{label} at 3e-5", method, n, flags, control=control) for n in range(4)]
     for method in METHODS:
         add("main", method, method)
     add("main", "sft then dr_grpo", "dr_grpo", after="main/sft")
@@ -120,11 +123,14 @@ def grid(world: str, rates: dict[str, str]) -> list[Job]:
         for sigma in SIGMAS:
             add("noise", f"dagrpo_on, noise {sigma}", "dagrpo_on", FEWER_SEEDS, control=f"score_noise={sigma}")
         add("masks", "soft", "dagrpo_soft", rate_of="dagrpo_on")
+        add("masks", "centred", "dagrpo_on", control="centred")
         for flaw in FLAWS:
             add("flawed", f"flawed {flaw}", "dagrpo", SEEDS // 2, control=f"flawed_{flaw}")
         for kind in BUGS:
             add("audit", f"sft, {kind}", "sft", control=f"sft_bug={kind}")
         add("audit", "hpt", "hpt", rate_of="dagrpo")
+        add("audit", HALF_SFT, "sft", flags=HALF)
+        add("audit", HALVES, "dr_grpo", flags=HALF, after=f"audit/{HALF_SFT}")
         for updates in UPDATES:
             flags = ("--updates-per-batch", updates)
             for method in ("grpo", "rgra", "reinforce"):

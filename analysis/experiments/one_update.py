@@ -9,11 +9,13 @@ the weights. Only groups with right and wrong responses count. We measure the me
 
     derived, lucky    of right responses with steps, and of right responses without any
     wrong             of wrong responses
-    shared            of the tokens that all 8 share from the start; the table also has the push there
+    shared            of the tokens that all 8 share from the start; also the change of entropy there, and the sum of
+                      the pushes, with its correlation with the change of log-prob over questions
 
 and the net share of Eq. 5, |v+ + v-| / (|v+| + |v-|), of the exact gradients of right and wrong responses.
 
-    dr_grpo, gtpo         the methods
+    dr_grpo, gtpo, grpo   the methods; grpo divides by length, so its pushes on shared tokens need not cancel. Its
+                          standard deviation is left out: AdamW's first step has the same size without it
     positives alone       dr_grpo on the rows with A > 0
     Eq. 8-9, random       dr_grpo with the mask, and with a random mask that keeps as many of each side
     Eq. 8-9, centred      the mask, and A centred again over the rows that it keeps
@@ -36,7 +38,7 @@ import dagrpo
 import rollout
 import scoring
 import tasks
-from analysis.experiments.controls import random_like
+from analysis.experiments.controls import centre, random_like
 from analysis.experiments.questions import ask
 from analysis.stats import markdown, signed_interval, t_interval
 from dagrpo import METHODS, Update
@@ -45,7 +47,7 @@ from policy import Policy
 from rollout import Rollouts
 
 LR, G, MAX_NEW_TOKENS = 3e-5, 8, 64
-SHOWN = ("derived", "lucky", "wrong", "shared")
+SHOWN = ("derived", "lucky", "wrong", "shared", "shared_entropy")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Change:
     lucky: float
     wrong: float
     shared: float  # NaN: the group shares no token from the start
+    shared_entropy: float  # nats
     push: float  # mean over shared tokens of the sum of pushes, times G * MAX_NEW_TOKENS: without the divisor
 
 
@@ -73,9 +76,10 @@ def variants(A: Tensor, S: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         "positives alone": (A, A > 0),
         "Eq. 8-9": (A, mask),
         "random": (A, random_like(A, mask)),
-        "Eq. 8-9, centred": (torch.where(mask, A - (A * mask).sum() / mask.sum().clamp(min=1), 0.0), mask),
+        "Eq. 8-9, centred": (centre(A, mask), mask),
         "soft": (A * dagrpo.rectification_mask(A, S, soft=True), everything),
         "gtpo": (A, everything),
+        "grpo": (A, everything),
     }
 
 
@@ -91,13 +95,13 @@ def update_of(rollouts: Rollouts, variant: str, A: Tensor, keep: Tensor) -> Upda
 
 
 def recipe_of(variant: str) -> str:
-    return "gtpo" if variant == "gtpo" else "dr_grpo"
+    return variant if variant in METHODS else "dr_grpo"
 
 
 def step(policy: Policy, rollouts: Rollouts, variant: str, A: Tensor, keep: Tensor,
-         right: Tensor) -> tuple[Tensor, Tensor, float]:  # fmt: skip
-    """One AdamW step on this group: the pushes (G, T), the log-probs (G, T) after it, and the net share of the
-    gradients of `right` (G,) and other responses. Changes the policy."""
+         right: Tensor) -> tuple[Tensor, float]:  # fmt: skip
+    """One AdamW step on this group: the pushes (G, T), and the net share of the gradients of `right` (G,) and other
+    responses. Changes the policy."""
     update, parameters, rows = update_of(rollouts, variant, A, keep), list(policy.model.parameters()), torch.arange(G)
     logp = rollout.token_logprobs(policy, rollouts, rows)[0]  # (G, T)
     sides, push = [], torch.zeros_like(logp)
@@ -113,9 +117,13 @@ def step(policy: Policy, rollouts: Rollouts, variant: str, A: Tensor, keep: Tens
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    with torch.no_grad():
-        after = rollout.token_logprobs(policy, rollouts, rows)[0]
-    return push, after, total / apart if apart else float("nan")
+    return push, total / apart if apart else float("nan")
+
+
+@torch.no_grad()
+def measure(policy: Policy, rollouts: Rollouts) -> Tensor:
+    """Log-probs and entropies, (2, G, T), of the group under the policy as it is."""
+    return torch.stack(rollout.token_logprobs(policy, rollouts, torch.arange(G), with_entropy=True))
 
 
 def changes(policy: Policy, problem: tasks.Problem, world: str) -> list[Change]:
@@ -125,18 +133,17 @@ def changes(policy: Policy, problem: tasks.Problem, world: str) -> list[Change]:
     A = dagrpo.group_advantages(R)
     if not A.any():
         return []
-    with torch.no_grad():
-        before = rollout.token_logprobs(policy, rollouts, torch.arange(G))[0]  # (G, T)
+    before = measure(policy, rollouts)  # (2, G, T)
     weights, found, right = deepcopy(policy.model.state_dict()), [], R[0] == 1
     bare = torch.tensor([not scoring.steps(text) for text in rollouts.texts])  # (G,)
     t = shared_tokens(rollouts)
     for variant, (advantages, keep) in variants(A, S).items():
-        push, after, net = step(policy, rollouts, variant, advantages, keep, right)
+        push, net = step(policy, rollouts, variant, advantages, keep, right)
+        moved, calmer = measure(policy, rollouts) - before  # (G, T) each
         policy.model.load_state_dict(weights)
-        moved = after - before  # (G, T)
         sides = [moved[rows][rollouts.mask[rows]].mean().item() for rows in (right & ~bare, right & bare, ~right)]
-        on_shared = [moved[0, :t].mean().item(), push[:, :t].sum(dim=0).mean().item() * G * MAX_NEW_TOKENS]
-        on_shared = on_shared if t else [float("nan")] * 2
+        pushed = push[:, :t].sum(dim=0) * G * MAX_NEW_TOKENS  # (t,)
+        on_shared = [x.mean().item() for x in (moved[0, :t], calmer[0, :t], pushed)]  # NaN without shared tokens
         found.append(Change(world, variant, problem.question, keep.float().mean().item(), net, *sides, *on_shared))
     return found
 
@@ -147,14 +154,18 @@ def table(rows: pd.DataFrame) -> str:
     for variant, here in rows.groupby("variant", sort=False):
         cells = [signed_interval(t_interval(1000 * here[name]), digits=1) for name in SHOWN]
         means = [f"{here[name].mean():.2f}" for name in ("kept", "net")]
-        lines.append([variant, *means, *cells, f"{here['push'].abs().mean():.2f}"])
-    return markdown(["variant", "kept", "net share", *SHOWN, "size of the push on shared tokens"], lines)
+        push = here["push"].abs().mean()
+        goes_with = f"{here['push'].corr(here['shared']):.2f}" if push > 1e-3 else ""
+        lines.append([variant, *means, *cells, f"{push:.2f}", goes_with])
+    heads = ["variant", "kept", "net share", *SHOWN, "size of the push on shared tokens", "its correlation with shared"]
+    return markdown(heads, lines)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m analysis.experiments.one_update", description=__doc__)
     rows, world = ask(parser, changes, "guess", 200, argv)
-    print(f"World {world}, {rows['question'].nunique()} questions; thousandths of a nat a token\n\n{table(rows)}")
+    counts = f"{rows['question'].nunique()} questions, {rows.dropna(subset='shared')['question'].nunique()} with shared"
+    print(f"World {world}, {counts} tokens; thousandths of a nat a token\n\n{table(rows)}")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,20 @@ def test_positives_are_the_rows_above_their_group():
     assert kept.tolist() == [[True, True, False, False], [False] * 4]
 
 
+@given(st.integers(0, 10**6))
+def test_centred_advantages_add_up_to_0_over_the_kept_rows_and_move_no_other(seed):
+    torch.manual_seed(seed)
+    A = dagrpo.group_advantages(torch.randint(0, 2, (4, 8)).double())
+    groups = groups_of(A, torch.randint(2, 21, (4, 8)) / 2)
+    after, keep = controls.centred(groups).advantages, groups.keep
+    torch.testing.assert_close((after * keep).sum(dim=1), torch.zeros(4, dtype=torch.float64))
+    for b in range(4):  # one constant a group: the mean of A over the kept rows
+        kept = [A[b, i].item() for i in range(8) if keep[b, i]]
+        for i in range(8):
+            wanted = A[b, i].item() - (sum(kept) / len(kept) if keep[b, i] else 0.0)
+            assert after[b, i].item() == pytest.approx(wanted, abs=1e-12)
+
+
 def test_noise_has_its_size_and_stays_in_range():
     groups = groups_of(torch.tensor([[0.5, -0.5]] * 2000), torch.full((2000, 2), 4.5))
     noisy = controls.score_noise(groups, 1.0).scores
@@ -122,6 +136,12 @@ def test_training_takes_the_random_mask(tiny_folder, tmp_path, monkeypatch):
     assert not any(keep for group in groups for keep in group["keep"])
 
 
+def test_training_takes_centred_advantages(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(controls, "centre", lambda A, keep: A + 7)
+    groups = trained(tiny_folder, tmp_path, "centred", "--method", "dagrpo")
+    assert all(A > 6 for group in groups for A in group["A"])
+
+
 def test_training_takes_the_score_as_reward(tiny_folder, tmp_path):
     for group in trained(tiny_folder, tmp_path, "score_as_reward", "--method", "dr_grpo"):
         rewards = torch.tensor([[(score - 1) / 9 for score in group["S"]]])
@@ -179,6 +199,7 @@ def test_training_takes_flawed_anchors_and_scores_against_the_right_demonstratio
         ("flawed_steps", ["--data", "x.jsonl"], "on the built-in task"),
         ("random_mask", ["--method", "dr_grpo"], "methods that mask"),
         ("score_noise=1", ["--method", "dr_grpo"], "methods that mask"),
+        ("centred", ["--method", "dr_grpo"], "methods that mask"),
         ("score_as_reward", ["--method", "sft"], "methods with rewards"),
         ("score_as_reward", ["--method", "dagrpo"], "without a mask"),
         ("flawed_steps", ["--method", "dagrpo_on"], "methods with demonstrations"),
