@@ -98,16 +98,20 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 
 def message(points: pd.DataFrame) -> str:
-    """The figure's title: the first method's reward at the end, and how far the others are ahead of it or behind it."""
-    ends = points[points["panel"] == "reward"].groupby("method", sort=False).last()
-    if ends.empty:
+    """The figure's title: the first method's reward and length at the end, and how far the others are off."""
+    ends = points.groupby(["panel", "method"], sort=False)[["mean", "seeds"]].last()
+    lines = []
+    for panel, digits in (("reward", 2), ("response_length", 1)):
+        if panel in ends.index:
+            (first, *others), mean = ends.loc[panel].index, ends.loc[panel, "mean"]
+            others = sorted(others, key=lambda method: -mean[method])[:4]
+            gaps = "".join(f", {method} {mean[method] - mean[first]:+.{digits}f}" for method in others)
+            lines.append(f"{PANELS[panel].title} at the end: {first} {mean[first]:.{digits}f}{gaps}")
+    if not lines:
         return "Training curves"
-    (first, *others), reward = ends.index, ends["mean"]
-    ahead = sorted(others, key=lambda method: -reward[method])
-    gaps = "".join(f", {method} {reward[method] - reward[first]:+.2f}" for method in ahead[:4])
     fewest, most = ends["seeds"].min(), ends["seeds"].max()
     seeds = "one seed each: no verdict" if most == 1 else f"{fewest} seeds {'each' if fewest == most else 'or more'}"
-    return f"Reward at the end: {first} {reward[first]:.2f}{gaps} ({seeds})"
+    return "\n".join([*lines[:-1], f"{lines[-1]} ({seeds})"])
 
 
 def draw_curves(points: pd.DataFrame) -> Figure:

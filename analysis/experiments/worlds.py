@@ -150,8 +150,8 @@ def map_points(runs: pd.DataFrame) -> dict[str, list[tuple[float, str, str, str]
     guesses += [(1 / 3, "guess", "dagrpo_on", guess), (0.0, "plain", "dagrpo_on", plain)]
     noise = [(float(sigma), "guess", f"dagrpo_on, noise {sigma}", guess) for sigma in SIGMAS]
     return {
-        "how often a bare guess is right": sorted(guesses),
-        "likewise, where the last digit decides": sorted(others.values()),
+        "chance that a bare guess is right": sorted(guesses),
+        "likewise, if the last digit decides": sorted(others.values()),
         "standard deviation of the noise on S": [(0.0, "guess", "dagrpo_on", guess), *noise],
     }
 
@@ -163,7 +163,7 @@ def map_message(runs: pd.DataFrame) -> str:
         gaps = {place: ahead(runs, *point, "reward mean") for place, *point in points}
         sure = [f"{place:.2g}" for place, (mean, half, _) in gaps.items() if mean - half > 0]
         found.append(f"{name}: {', '.join(sure) or 'nowhere'}")
-    return f"Where does the mask raise the reward, with an interval above 0?\n{'; '.join(found)}"
+    return f"With the mask the reward is higher, with an interval above 0, at\n{'; '.join(found)}"
 
 
 def draw_map(runs: pd.DataFrame) -> Figure:

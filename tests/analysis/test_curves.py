@@ -166,6 +166,22 @@ def test_axes_name_their_units_and_the_legend_its_seeds(figure):
     assert "10 steps" in legend.get_title().get_text() and "95 % t-interval" in legend.get_title().get_text()
 
 
+def test_the_title_has_reward_and_length_at_the_end():
+    ends = {"dr_grpo": (0.3, 20.0), "sft": (None, None), "dagrpo": (0.25, 31.5), "luffy": (0.4, 20.0)}
+    points = [
+        CurvePoint(panel, method, step, mean + step, math.nan, math.nan, 1, math.nan, 10)
+        for method, means in ends.items()
+        for panel, mean in zip(("reward", "response_length"), means, strict=True)
+        for step in (-1, 0)
+        if mean is not None
+    ]
+    assert curves.message(pd.DataFrame(points)) == (
+        "Reward at the end: dr_grpo 0.30, luffy +0.10, dagrpo -0.05\n"
+        "Response length at the end: dr_grpo 20.0, dagrpo +11.5, luffy +0.0 (one seed each: no verdict)"
+    )
+    assert curves.message(pd.DataFrame(points[:0], columns=list(vars(points[0])))) == "Training curves"
+
+
 def test_lines_differ_without_their_colours_too():
     looks = [curves.style(i, 50) for i in range(11)]
     assert len({(str(look["linestyle"]), look["marker"]) for look in looks}) == 11
