@@ -32,8 +32,9 @@ from analysis.stats import markdown, signed_interval, t_interval, t_test
 from harness.console import Parser, fail
 
 LEVELS = ["level 1", "level 2", "level 3", "level 4", "level 5"]
-BASELINE, START = "dr_grpo", "warm start"
+BASELINE, START, BOTH = "dr_grpo", "warm start", "sft then dr_grpo"
 C7 = "C7"  # the column of a run that conflict_seeds.csv gives
+LEARNED = "learned from"  # share of the rows: A is not 0, and the mask keeps them
 NAMES = ("C1", "C2", "C3", "C4", "C5", "C6", "C7")
 
 Effect = Callable[..., pd.Series]  # runs of each label, their index the seed -> by how much the claim is right, by seed
@@ -131,7 +132,12 @@ FURTHER = [  # asked with the claims, to understand them
     asked("out of distribution, against the start", "dagrpo", START, "ood mean"),
     asked("SFT, likewise", "sft", START, "ood mean"),
     asked("with anchors, groups have a signal", "dagrpo", BASELINE, "no_signal_groups mean", "groups of 16"),
-    asked("RL after SFT beats SFT", "sft then dr_grpo", "sft"),
+    asked("RL after SFT beats SFT", BOTH, "sft"),
+    *(
+        asked(text, BOTH, mixed, column)
+        for mixed in ("dagrpo", "luffy")
+        for text, column in (("SFT, then RL, beats mixing", "accuracy"), ("likewise, out of distribution", "ood mean"))
+    ),
     asked("with standard deviation and length", "grpo", BASELINE),
 ]
 
@@ -223,7 +229,7 @@ COLUMNS = {  # of a run -> heading, digits
     "accuracy": ("accuracy", 3), "level 4": ("level 4", 3), "level 5": ("level 5", 3), "ood mean": ("ood", 3),
     "greedy": ("greedy", 3), "reward mean": ("reward, mean", 3), "response_length last": ("length", 1),
     "entropy last": ("entropy", 3), "grad_norm max": ("largest norm", 2), "kept_fraction mean": ("kept", 2),
-    "tokens": ("tokens", 0),
+    LEARNED: ("learned from", 2), "tokens": ("generated tokens", 0),
 }  # fmt: skip
 
 
@@ -231,7 +237,8 @@ def means_table(runs: pd.DataFrame) -> str:
     """A world's methods in Markdown, each the mean over its seeds; and how far it is ahead of dr_grpo, seed by seed.
 
     accuracy and ood are of sampled responses, accuracy on the levels that RL trains on, and by level where they are
-    several. Length and entropy are those of the last ten steps.
+    several. Length and entropy are those of the last ten steps. An update learns from the rows, anchors included, that
+    have A != 0 and are kept.
     """
     several = runs["level 4"].notna().any()
     columns = {name: head for name, head in COLUMNS.items() if several or "level" not in name}
@@ -253,6 +260,8 @@ def read(folder: Path) -> pd.DataFrame:
         fail(f"{folder} holds no run yet; python -m analysis.experiments.grid makes them")
     runs, c7 = runs[runs["stage"].isin(("pilot", "main", "controls"))].copy(), folder / "conflict_seeds.csv"
     found = c7_by_seed(read_points(SeedPoint, c7), BASELINE) if c7.exists() else {}
+    signal = 1 - runs.get("no_signal_groups mean", np.nan) / 16  # a group with signal has no row with A = 0
+    runs[LEARNED] = signal * runs.get("kept_fraction mean", np.nan)
     runs[C7] = runs["seed"].map(found).where((runs["label"] == BASELINE) & (runs["world"] == "guess")).astype(float)
     return runs
 

@@ -27,7 +27,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.curves import places, style
-from analysis.experiments.claims import Claim, Effect, asked, questions_table
+from analysis.experiments.claims import BOTH, Claim, Effect, asked, questions_table
 from analysis.experiments.controls import FLAWS
 from analysis.experiments.grid import HALF_SFT, HALVES, OF_DR_GRPO, OUT, SAME_RATE, UPDATES, WITHOUT_STD
 from analysis.experiments.outcomes import read_rows
@@ -78,9 +78,8 @@ def questions() -> dict[str, list[Claim]]:
         found["audit"] += [asked("does the bug hurt?", label, "sft"), asked("ahead of broken SFT?", "dagrpo", label)]
     for other in ("hpt", "dagrpo", "luffy", "sft then dr_grpo"):
         found["audit"].append(asked("ahead of SFT?", other, "sft"))
-    for both in ("sft then dr_grpo", HALVES):
-        for mixed in ("dagrpo", "luffy", "hpt"):
-            found["audit"] += [asked("SFT first?", both, mixed), asked("likewise, OOD", both, mixed, *OOD)]
+    for both, mixed in ((BOTH, "hpt"), *((HALVES, mixed) for mixed in ("dagrpo", "luffy", "hpt"))):
+        found["audit"] += [asked("SFT first?", both, mixed), asked("likewise, OOD", both, mixed, *OOD)]
     found["audit"] += [asked("ahead of more SFT?", HALVES, other) for other in ("sft", HALF_SFT)]
     for n in UPDATES:
         for label in ("rgra", "reinforce", "positives"):
