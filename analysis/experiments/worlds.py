@@ -1,7 +1,8 @@
 """The figures of the experiments: what a mask and anchors change in each world, and when masking pays.
 
 worlds.png    one row per world: reward, length, what the world is about, and gradient norm against the step; the mean
-              over seeds, in its 95 % t-interval
+              over seeds, in its 95 % t-interval. That of the reward is without what all methods of a seed have in
+              common at a step, such as an easy start (Cousineau's interval), because methods are compared by seed
 ahead.png     accuracy of each method minus dr_grpo's, paired by seed, in the world and out of distribution
 map.png       how far dagrpo_on is ahead of dr_grpo at the same rate, paired by seed, against how often a guess is
               right, and against the noise on S; bars are 95 % t-intervals over seeds
@@ -30,7 +31,7 @@ from harness.console import Parser, fail
 SHOWN = {  # world -> what it is about, the lines of its row, and its third column
     "guess": ("guess: one bare guess in three is right", (*ORDER[:4], "luffy"), "lucky"),
     "plain": ("plain: levels from easy to hard", ORDER[:4], "kept_fraction"),
-    "unseen": ("unseen: levels that the start has hardly seen", (*ORDER[:3], "luffy"), "no_signal_groups"),
+    "unseen": ("unseen: levels that the start has hardly seen", (*ORDER[:3], "luffy", SAME_RATE), "no_signal_groups"),
 }  # fmt: skip
 MEASURES = {"accuracy": "trained levels", "ood mean": "out of distribution"}  # of ahead.png
 UNITS = {
@@ -43,33 +44,41 @@ UNITS = {
 }
 
 
-def draw_line(ax: Axes, rows: pd.DataFrame, label: str, column: str) -> None:
+def draw_line(ax: Axes, rows: pd.DataFrame, label: str, column: str, place: int) -> None:
     """One label's mean over seeds, in its band. A row is a mean of ten steps and is drawn at their middle."""
-    rows = rows[rows["label"] == label] if label in set(rows["label"]) else rows[rows["label"] == f"{label} at 3e-5"]
-    table = rows.pivot_table(index="step", columns="seed", values=column)
+    table = rows[rows["label"] == label].pivot_table(index="step", columns="seed", values=column)
     if table.empty:
         return
     mean, half = t_interval(table.to_numpy())
-    steps, half, look = table.index - 4.5, np.nan_to_num(half), style(places([label])[label], len(table))
-    ax.plot(steps, mean, label=f"{rows['label'].iloc[0]} ({table.shape[1]} seeds)", **look)
+    steps, half, look = table.index - 4.5, np.nan_to_num(half), style(place, len(table))
+    ax.plot(steps, mean, label=f"{label} ({table.shape[1]} seeds)", **look)
     ax.fill_between(steps, mean - half, mean + half, color=look["color"], alpha=0.18, linewidth=0)
+
+
+def without_starts(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of seeds that all labels have; rewards without what the labels of a seed have in common at a step."""
+    rows = rows[rows.groupby(["seed", "step"])["label"].transform("nunique") == rows["label"].nunique()]
+    common = rows.groupby(["seed", "step"])["reward"].transform("mean")
+    return rows.assign(reward=rows["reward"] - common + rows.groupby("step")["reward"].transform("mean"))
 
 
 def draw_worlds(curves: pd.DataFrame) -> Figure:
     worlds = [world for world in SHOWN if world in set(curves["world"])]
     figure = Figure(figsize=(13, 0.9 + 3.1 * len(worlds)), layout="constrained")
-    rows = figure.subfigures(len(worlds), 1, squeeze=False)[:, 0]
-    for row, world in zip(rows, worlds, strict=True):
+    subfigures = figure.subfigures(len(worlds), 1, squeeze=False)[:, 0]
+    for row, world in zip(subfigures, worlds, strict=True):
         title, labels, about = SHOWN[world]
-        axes = row.subplots(1, 4)
+        axes, here = row.subplots(1, 4), curves[(curves["world"] == world) & curves["label"].isin(labels)]
         for ax, column in zip(axes, ("reward", "response_length", about, "grad_norm"), strict=True):
-            for label in labels:
-                draw_line(ax, curves[curves["world"] == world], label, column)
+            rows = without_starts(here) if column == "reward" else here
+            for label, place in places(labels).items():
+                draw_line(ax, rows, label, column, place)
             ax.set(xlabel="step", title=UNITS[column])
             ax.title.set_fontsize(9)
-            ax.set_ylim(bottom=0)
+            if column != "reward":
+                ax.set_ylim(bottom=0)
             ax.grid(alpha=0.3)
-        ends = at_the_end(curves[curves["world"] == world], labels, about)
+        ends = at_the_end(here, labels, about)
         row.suptitle(f"{title}\n{ends}", x=0.01, ha="left", fontsize=11, fontweight="bold")
         row.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, handlelength=3.5)
     return figure
@@ -77,7 +86,6 @@ def draw_worlds(curves: pd.DataFrame) -> Figure:
 
 def at_the_end(rows: pd.DataFrame, labels: Iterable[str], column: str) -> str:
     """The means over seeds of the last ten steps, for a row's title."""
-    rows = rows[rows["label"].isin(labels)]  # other stages may have longer runs
     last = rows[rows["step"] == rows["step"].max()].groupby("label")[column].mean()
     ends = ", ".join(f"{label} {last[label]:.2f}" for label in labels if label in last)
     return f"{UNITS[column]} at the end: {ends}".replace("\n", " ")

@@ -277,7 +277,17 @@ def test_a_damaged_table_is_one_line(tmp_path, capsys, text):
 
 
 def test_a_worlds_title_says_where_its_methods_end():
-    ends = [("a", 10, 1.0), ("a", 20, 0.2), ("a", 20, 0.4), ("b", 20, 0.1), ("longer, not drawn", 30, 0.9)]
+    ends = [("a", 10, 1.0), ("a", 20, 0.2), ("a", 20, 0.4), ("b", 20, 0.1)]
     rows = pd.DataFrame(ends, columns=["label", "step", "lucky"])
     said = worlds.at_the_end(rows, ("a", "b", "not there"), "lucky")
     assert said == "lucky: share of right responses without a step at the end: a 0.30, b 0.10"
+
+
+def test_bands_of_the_reward_are_without_what_methods_of_a_seed_have_in_common():
+    rewards = {("a", 0): 0.1, ("b", 0): 0.3, ("a", 1): 0.5, ("b", 1): 0.9, ("a", 2): 0.7}  # nothing of b, seed 2
+    rows = pd.DataFrame(
+        [(*of, 10, reward) for of, reward in rewards.items()], columns=["label", "seed", "step", "reward"]
+    )
+    found = worlds.without_starts(rows)  # seed 0 has 0.2 in common, seed 1 0.7; both have 0.45
+    assert found["reward"].tolist() == pytest.approx([0.35, 0.55, 0.25, 0.65])
+    assert found.groupby("label")["reward"].mean().tolist() == pytest.approx([0.3, 0.6]), "as before, of seeds 0 and 1"
