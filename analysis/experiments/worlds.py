@@ -125,14 +125,16 @@ def draw_gaps(axes: Iterable[Axes], runs: pd.DataFrame, world: str, labels: Iter
 
 
 def ahead_message(runs: pd.DataFrame, worlds: Iterable[str], baseline: str = "dr_grpo") -> str:
-    """The methods that are ahead of the baseline on the levels that RL trains on, with an interval above 0."""
-    lines = []
-    for world in worlds:
-        gaps = {label: ahead(runs, world, label, baseline, "accuracy") for label in dict.fromkeys(runs["label"])}
-        sure = {label: mean for label, (mean, half, _) in gaps.items() if label != baseline and mean - half > 0}
-        names = " / ".join(sorted(sure, key=lambda label: -sure[label]))  # labels have commas
-        lines.append(f"in {world} {names or 'nobody'}")
-    return f"Ahead of {baseline} on trained levels, with an interval above 0: {'; '.join(lines)}"
+    """The methods that in each of these worlds are ahead of the baseline on the levels that RL trains on, with an
+    interval above 0; the farthest first."""
+    found = {}
+    for label in set(runs["label"]) - {baseline}:
+        gaps = [ahead(runs, world, label, baseline, "accuracy") for world in worlds]
+        if all(mean - half > 0 for mean, half, _ in gaps):
+            found[label] = sum(mean for mean, *_ in gaps)
+    names = " / ".join(sorted(found, key=lambda label: -found[label]))  # labels have commas
+    where = " and ".join(worlds)
+    return f"Ahead of {baseline} on trained levels in {where}, with an interval above 0: {names or 'nobody'}"
 
 
 # ---------------------------------------------------------------------------------------- when does masking pay?

@@ -5,6 +5,7 @@ import pytest
 
 from analysis.experiments import further, grid
 from analysis.experiments.further import REFERENCES, SAME_RATE, keeps, questions
+from analysis.experiments.worlds import ahead_message
 
 FAR = {label: 0.1 * i for i, label in enumerate([SAME_RATE, "dagrpo_on", "random mask", "soft", "pairs"])}
 
@@ -49,6 +50,24 @@ def test_tables_and_figures_of_the_stages_that_there_are(tmp_path, capsys):
     assert "| ahead? | soft - dagrpo_on | 2 | +0.200 [+0.200, +0.200] accuracy |" in said
     assert "| ahead, OOD? | pairs - dr_grpo at 3e-5 | 2 | +0.200 [+0.200, +0.200] accuracy, OOD |" in said
     assert (tmp_path / "masks.png").stat().st_size > 10_000 and not (tmp_path / "own.png").exists()
+
+
+def test_the_title_names_who_is_ahead_in_every_world():
+    gains = {
+        "guess": {"all": 0.1, "more": 0.3, "one": 0.2, "unsure": 0.1},
+        "plain": {"all": 0.2, "more": 0.1, "one": 0.0},
+    }
+    found = [
+        (world, label, seed, 0.1 * seed + gain + 0.01 * seed * (30 if label == "unsure" else 1))
+        for world, labels in gains.items()
+        for label, gain in ({"dr_grpo": 0.0, "unsure": 0.1} | labels).items()
+        for seed in (0, 1, 2)
+    ]
+    runs = pd.DataFrame(found, columns=["world", "label", "seed", "accuracy"])
+    assert ahead_message(runs, ["guess", "plain"]).endswith("in guess and plain, with an interval above 0: more / all")
+    assert ahead_message(runs, ["guess"]).endswith("in guess, with an interval above 0: more / one / all")
+    assert ahead_message(runs, ["plain"], "more").endswith("in plain, with an interval above 0: all")
+    assert ahead_message(runs[runs["label"] != "all"], ["plain"], "more").endswith("above 0: nobody")
 
 
 def test_without_such_runs_it_says_what_makes_them(tmp_path, capsys):
