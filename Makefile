@@ -21,9 +21,9 @@ demo: .venv/ready  ## train, evaluate and plot dr_grpo, dagrpo_on and dagrpo (3 
 		$(PY) train.py --world $(WORLD) --method $$method --steps $(DEMO_STEPS) --seed 0 --out $(DEMO)/$$method --resume || exit; \
 	done
 	for method in $(DEMO_METHODS); do $(PY) eval.py --k 0 --model $(DEMO)/$$method || exit; done
-	$(PY) -m analysis.curves $(DEMO_METHODS:%=$(DEMO)/%) --out $(DEMO)/figures
 	$(PY) -m analysis.table $(DEMO_METHODS:%=$(DEMO)/%) --baseline "$(DEMO)/start.json:warm start"
-	@echo "The curves: $(DEMO)/figures/curves.png. One seed each is no verdict: docs/experiments.md says what more seeds show."
+	$(PY) -m analysis.curves $(DEMO_METHODS:%=$(DEMO)/%) --out $(DEMO)/figures
+	@echo "docs/experiments.md says what more seeds show, and why; docs/worlds.md what the world $(WORLD) is."
 	@echo "Next: look inside the groups with  $(PY) -m analysis.viewer $(DEMO)/dagrpo_on  or at two worked ones with  $(PY) dagrpo.py"
 
 lessons: .venv/ready-extra  ## the six notebooks, in Jupyter
@@ -52,8 +52,7 @@ test: .venv/ready  ## the tests (3 to 10 minutes)
 	$(PYTEST) -m "not extra"
 
 test-all: test .venv/ready-extra  ## also tests that kill processes or need extras or real data, and the notebooks; lists skips
-	$(PYTEST) -m extra -rs
-	$(PYTEST) --nbmake lessons
+	$(PYTEST) -m extra -rs --nbmake tests lessons
 
 lint: .venv/ready  ## check the code with ruff
 	$(PY) -m ruff check .

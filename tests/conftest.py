@@ -15,6 +15,14 @@ from policy import Policy, save_policy
 torch.set_num_threads(1)  # models this small are faster so, and leave the other core to whoever else needs it
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """The notebooks of lessons/ are extras."""
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker("extra")
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """The built-in model at a fifth of its width, trained for a few steps: it ends its responses now and then."""
