@@ -11,6 +11,7 @@ its 95 % interval and uncorrected p. Whether A keeps a share s of what C gains o
     audit      are mixed methods ahead of SFT only where SFT is broken (2604.23747)?
     ratio      can the ratio, the baseline, or the negatives be left out (2603.18756)? Fixed in advance was accuracy;
                the other measures were added when the first 36 runs were there
+    repeat     is SFT, then RL, ahead of DaGRPO within its budget? Should the advantages that a mask keeps add up to 0?
 
 Draws a figure of each stage, as masks.png: accuracy minus the baseline's, paired by seed. That of ratio shows the
 length of responses instead, because accuracy does not tell a policy that guesses from one that derives.
@@ -29,7 +30,7 @@ from matplotlib.figure import Figure
 from analysis.curves import places, style
 from analysis.experiments.claims import BOTH, Claim, Effect, asked, questions_table
 from analysis.experiments.controls import FLAWS
-from analysis.experiments.grid import HALF_SFT, HALVES, OF_DR_GRPO, OUT, SAME_RATE, UPDATES, WITHOUT_STD
+from analysis.experiments.grid import HALF_SFT, HALVES, OF_DR_GRPO, OUT, SAME_RATE, UPDATES, WITHOUT_STD, again
 from analysis.experiments.outcomes import read_rows
 from analysis.experiments.sft_bugs import BUGS
 from analysis.experiments.worlds import ahead_message, draw_gaps
@@ -41,7 +42,8 @@ TWICE = ("dr_grpo, two passes", "dagrpo, two passes")
 # stage -> its baseline, and what else is drawn beside its methods
 REFERENCES = {"masks": (SAME_RATE, "dagrpo_on", "random mask"), "own": ("dr_grpo", "dagrpo_on"),
               "anchors": TWICE[:1], "flawed": ("dr_grpo", "dagrpo"),
-              "audit": ("sft", "dagrpo", "luffy", "sft then dr_grpo"), "ratio": ("grpo, updates 1",)}  # fmt: skip
+              "audit": ("sft", "dagrpo", "luffy", "sft then dr_grpo"), "ratio": ("grpo, updates 1",),
+              "repeat": (again("dagrpo_on"),)}  # fmt: skip
 
 
 def more_than(share: float, column: str) -> Effect:
@@ -59,7 +61,7 @@ def keeps(share: float, one: str, baseline: str, whole: str, column: str = "accu
 
 def questions() -> dict[str, list[Claim]]:
     found: dict[str, list[Claim]] = {stage: [] for stage in REFERENCES}
-    for kind in ("soft", "pairs", "centred"):
+    for kind in ("soft", "pairs"):
         for other in ("dagrpo_on", "random mask", SAME_RATE):
             found["masks"] += [asked("ahead?", kind, other), asked("ahead, OOD?", kind, other, *OOD)]
     for kind in ("sure", "fluent", "steps"):
@@ -78,15 +80,18 @@ def questions() -> dict[str, list[Claim]]:
         found["audit"] += [asked("does the bug hurt?", label, "sft"), asked("ahead of broken SFT?", "dagrpo", label)]
     for other in ("hpt", "dagrpo", "luffy", "sft then dr_grpo"):
         found["audit"].append(asked("ahead of SFT?", other, "sft"))
-    for both, mixed in ((BOTH, "hpt"), *((HALVES, mixed) for mixed in ("dagrpo", "luffy", "hpt"))):
-        found["audit"] += [asked("SFT first?", both, mixed), asked("likewise, OOD", both, mixed, *OOD)]
-    found["audit"] += [asked("ahead of more SFT?", HALVES, other) for other in ("sft", HALF_SFT)]
+    found["audit"] += [asked("SFT first?", BOTH, "hpt"), asked("likewise, OOD", BOTH, "hpt", *OOD)]
     for n in UPDATES:
         for label in ("rgra", "reinforce", "positives"):
             for measure in ((), OOD, LENGTH):
                 found["ratio"].append(asked(f"{n} updates", f"{label}, updates {n}", f"grpo, updates {n}", *measure))
     for label in (OF_DR_GRPO, WITHOUT_STD):
         found["ratio"].append(asked("without a division", label, "positives, updates 1", *LENGTH))
+    for measure in ((), OOD, LENGTH, ("entropy last", "nats")):
+        found["repeat"].append(asked("should A add up to 0?", "centred", REFERENCES["repeat"][0], *measure))
+    for other in (again("dagrpo"), again("sft"), HALF_SFT):
+        found["repeat"] += [asked("half of each?", HALVES, other), asked("likewise, OOD", HALVES, other, *OOD)]
+    found["repeat"].append(asked("DaGRPO beats SFT", again("dagrpo"), again("sft")))
     return found
 
 
