@@ -99,9 +99,9 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 def message(points: pd.DataFrame) -> str:
     """The figure's title: the first method's reward and length at the end, and how far the others are off."""
-    ends = points.groupby(["panel", "method"], sort=False)[["mean", "seeds"]].last()
-    lines = []
-    for panel, digits in (("reward", 2), ("response_length", 1)):
+    shown, lines = {"reward": 2, "response_length": 1}, []  # panels, and their digits
+    ends = points[points["panel"].isin(shown)].groupby(["panel", "method"], sort=False)[["mean", "seeds"]].last()
+    for panel, digits in shown.items():
         if panel in ends.index:
             (first, *others), mean = ends.loc[panel].index, ends.loc[panel, "mean"]
             others = sorted(others, key=lambda method: -mean[method])[:4]
@@ -110,7 +110,11 @@ def message(points: pd.DataFrame) -> str:
     if not lines:
         return "Training curves"
     fewest, most = ends["seeds"].min(), ends["seeds"].max()
-    seeds = "one seed each: no verdict" if most == 1 else f"{fewest} seeds {'each' if fewest == most else 'or more'}"
+    seeds = (
+        "one seed each: no verdict"
+        if most == 1
+        else f"{count(fewest, 'seed')} {'each' if fewest == most else 'or more'}"
+    )
     return "\n".join([*lines[:-1], f"{lines[-1]} ({seeds})"])
 
 

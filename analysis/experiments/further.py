@@ -42,7 +42,7 @@ TWICE = ("dr_grpo, two passes", "dagrpo, two passes")
 # stage -> its baseline, and what else is drawn beside its methods
 REFERENCES = {"masks": (SAME_RATE, "dagrpo_on", "random mask"), "own": ("dr_grpo", "dagrpo_on"),
               "anchors": TWICE[:1], "flawed": ("dr_grpo", "dagrpo"),
-              "audit": ("sft", "dagrpo", "luffy", "sft then dr_grpo"), "ratio": ("grpo, updates 1",),
+              "audit": ("sft", "dagrpo", "luffy", BOTH), "ratio": ("grpo, updates 1",),
               "repeat": (again("dagrpo_on"),)}  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def questions() -> dict[str, list[Claim]]:
     for kind in BUGS:
         label = f"sft, {kind}"
         found["audit"] += [asked("does the bug hurt?", label, "sft"), asked("ahead of broken SFT?", "dagrpo", label)]
-    for other in ("hpt", "dagrpo", "luffy", "sft then dr_grpo"):
+    for other in ("hpt", "dagrpo", "luffy", BOTH):
         found["audit"].append(asked("ahead of SFT?", other, "sft"))
     found["audit"] += [asked("SFT first?", BOTH, "hpt"), asked("likewise, OOD", BOTH, "hpt", *OOD)]
     for n in UPDATES:

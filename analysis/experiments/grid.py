@@ -36,8 +36,8 @@ What is asked, fixed before the first run of a world:
                 that the mask keeps (2604.13088: should pushes add up to 0?). The starts were trained again for it, on
                 another machine, and differ from those above. So dagrpo_on, dagrpo and sft were run again, too
 
-Rates and length follow a trial in `guess` (dr_grpo, seed 100): at 1e-4 and 3e-4 the reward stayed at a guesser's third,
-while at 3e-5 it still rose after 200 steps. So 150 steps are a budget, not an end.
+Rates and length follow a trial in `guess` (dr_grpo, seed 100, 400 problems): at 1e-4 and 3e-4 the reward stayed at a
+guesser's third, while at 3e-5 it still rose after 200 steps. So 150 steps are a budget, not an end.
 A first sweep, before any run of main, was thrown away. RL had 400 problems of level 5 then: the reward rose to 0.5 and
 more, the accuracy on other problems hardly, because guesses were learned by heart. And it was judged greedily on 50
 problems, then on 500, where neighbouring rates changed places by chance; sampled responses have half of that noise.

@@ -2,7 +2,8 @@
 
 worlds.png    one row per world: reward, length, what the world is about, and gradient norm against the step; the mean
               over seeds, in its 95 % t-interval. That of the reward is without what all methods of a seed have in
-              common at a step, such as an easy start (Cousineau's interval), because methods are compared by seed
+              common at a step, such as an easy start, because methods are compared by seed (Cousineau's interval,
+              corrected by Morey)
 ahead.png     accuracy of each method minus dr_grpo's, paired by seed, in the world and out of distribution
 map.png       how far dagrpo_on is ahead of dr_grpo at the same rate, paired by seed, against how often a guess is
               right, and against the noise on S; bars are 95 % t-intervals over seeds
@@ -58,21 +59,26 @@ def draw_line(ax: Axes, rows: pd.DataFrame, label: str, column: str, place: int)
 def without_starts(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of seeds that all labels have; rewards without what the labels of a seed have in common at a step."""
     rows = rows[rows.groupby(["seed", "step"])["label"].transform("nunique") == rows["label"].nunique()]
-    common = rows.groupby(["seed", "step"])["reward"].transform("mean")
-    return rows.assign(reward=rows["reward"] - common + rows.groupby("step")["reward"].transform("mean"))
+    by_seed, at_step, own = (
+        rows.groupby(keys)["reward"].transform("mean") for keys in (["seed", "step"], ["step"], ["label", "step"])
+    )
+    count = rows["label"].nunique()
+    spread = (count / max(count - 1, 1)) ** 0.5  # Morey: what was taken out has a share of each method's own spread
+    return rows.assign(reward=own + spread * (rows["reward"] - by_seed + at_step - own))
 
 
 def draw_worlds(curves: pd.DataFrame) -> Figure:
     worlds = [world for world in SHOWN if world in set(curves["world"])]
     figure = Figure(figsize=(13, 0.9 + 3.1 * len(worlds)), layout="constrained")
+    look = places(dict.fromkeys(label for _, labels, _ in SHOWN.values() for label in labels))
     subfigures = figure.subfigures(len(worlds), 1, squeeze=False)[:, 0]
     for row, world in zip(subfigures, worlds, strict=True):
         title, labels, about = SHOWN[world]
         axes, here = row.subplots(1, 4), curves[(curves["world"] == world) & curves["label"].isin(labels)]
         for ax, column in zip(axes, ("reward", "response_length", about, "grad_norm"), strict=True):
             rows = without_starts(here) if column == "reward" else here
-            for label, place in places(labels).items():
-                draw_line(ax, rows, label, column, place)
+            for label in labels:
+                draw_line(ax, rows, label, column, look[label])
             ax.set(xlabel="step", title=UNITS[column])
             ax.title.set_fontsize(9)
             if column != "reward":
@@ -108,10 +114,10 @@ def draw_ahead(runs: pd.DataFrame) -> Figure:
 def draw_gaps(axes: Iterable[Axes], runs: pd.DataFrame, world: str, labels: Iterable[str], baseline: str,
               title: str) -> None:  # fmt: skip
     """An axis per measure, on each a point per label: its accuracy minus the baseline's, paired by seed."""
+    look = places(labels)
     for ax, (column, unit) in zip(axes, MEASURES.items(), strict=True):
         found = {label: ahead(runs, world, label, baseline, column) for label in labels if label != baseline}
         found = {label: gap for label, gap in found.items() if gap[2] > 1}
-        look = places(found)
         for y, (label, (mean, half, _)) in enumerate(found.items()):
             ax.errorbar(mean, -y, xerr=half, fmt="o", color=style(look[label], 1)["color"], capsize=3)
         seeds = sorted({n for *_, n in found.values()})
@@ -133,7 +139,7 @@ def ahead_message(runs: pd.DataFrame, worlds: Iterable[str], baseline: str = "dr
         if all(mean - half > 0 for mean, half, _ in gaps):
             found[label] = sum(mean for mean, *_ in gaps)
     names = " / ".join(sorted(found, key=lambda label: -found[label]))  # labels have commas
-    where = " and ".join(worlds)
+    where = ", ".join(worlds)
     return f"Ahead of {baseline} on trained levels in {where}, with an interval above 0: {names or 'nobody'}"
 
 
@@ -173,7 +179,7 @@ def map_message(runs: pd.DataFrame) -> str:
         gaps = {place: ahead(runs, *point, "reward mean") for place, *point in points}
         sure = [f"{place:.2g}" for place, (mean, half, _) in gaps.items() if mean - half > 0]
         found.append(f"{name}: {', '.join(sure) or 'nowhere'}")
-    return f"With the mask the reward is higher, with an interval above 0, at\n{'; '.join(found)}"
+    return f"The mask raises the reward, with an interval above 0, at\n{'; '.join(found)}"
 
 
 def draw_map(runs: pd.DataFrame) -> Figure:
@@ -191,7 +197,8 @@ def draw_map(runs: pd.DataFrame) -> Figure:
                     places + (i - 0.5) * 0.01 * (places.max() or 1), means, halves, capsize=3, label=label, **look
                 )
         ax.axhline(0, color="grey", linewidth=0.8)
-        ax.set(xlabel=name, ylabel="dagrpo_on minus dr_grpo")
+        seeds = ", ".join(str(ahead(runs, *point, "reward mean")[2]) for _, *point in points)
+        ax.set(xlabel=f"{name}\n(seeds: {seeds})", ylabel="dagrpo_on minus dr_grpo")
         ax.label_outer()
         ax.grid(alpha=0.3)
         if ax.containers:
