@@ -1,6 +1,7 @@
 """analysis.experiments.one_update: variants are what they are called, and a question leaves the policy as it was."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -66,6 +67,18 @@ def test_the_net_share_is_that_of_the_exact_gradients(tiny):
     products = gram(response_gradients(tiny, rollouts, rows, weight))
     wanted = net_share(products, a[0].numpy(), every[0].numpy())
     assert one_update.step(tiny, rollouts, "dr_grpo", a, every, right)[1] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_pushes_on_shared_tokens_add_up_to_0_unless_rows_are_left_out(tiny):
+    rollouts, right = sample_groups(tiny, [solve("1+2=", "1")], [1], 16), torch.arange(8) < 3
+    rollouts, weights = rollouts.select(torch.zeros(8, dtype=torch.long)), deepcopy(tiny.model.state_dict())
+    a, wanted = (right.float() - 3 / 8)[None], {"dr_grpo": 0.0, "grpo": 0.0, "positives alone": 3 * 5 / 8}
+    for variant, total in wanted.items():  # rows of one length: in grpo, too
+        keep = a > 0 if total else torch.ones(1, 8, dtype=torch.bool)
+        push, _ = one_update.step(tiny, rollouts, variant, a, keep, right)
+        tiny.model.load_state_dict(weights)
+        pushes = push.sum(dim=0) * 8 * one_update.MAX_NEW_TOKENS  # (T,)
+        torch.testing.assert_close(pushes, torch.full_like(pushes, total), atol=1e-5, rtol=1e-5)
 
 
 def test_shared_tokens_are_those_of_all_rows_from_the_start(tiny):
