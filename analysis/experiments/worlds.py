@@ -140,7 +140,7 @@ def ahead_message(runs: pd.DataFrame, worlds: Iterable[str], baseline: str = "dr
             found[label] = sum(mean for mean, *_ in gaps)
     names = " / ".join(sorted(found, key=lambda label: -found[label]))  # labels have commas
     where = ", ".join(worlds)
-    return f"Ahead of {baseline} on trained levels in {where}, with an interval above 0: {names or 'nobody'}"
+    return f"On trained levels in {where} ahead of {baseline}, with an interval above 0: {names or 'nobody'}"
 
 
 # ---------------------------------------------------------------------------------------- when does masking pay?

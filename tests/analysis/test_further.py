@@ -64,9 +64,13 @@ def test_the_title_names_who_is_ahead_in_every_world():
         for seed in (0, 1, 2)
     ]
     runs = pd.DataFrame(found, columns=["world", "label", "seed", "accuracy"])
-    assert ahead_message(runs, ["guess", "plain"]).endswith("in guess, plain, with an interval above 0: more / all")
-    assert ahead_message(runs, ["guess"]).endswith("in guess, with an interval above 0: more / one / all")
-    assert ahead_message(runs, ["plain"], "more").endswith("in plain, with an interval above 0: all")
+    assert ahead_message(runs, ["guess", "plain"]).endswith(
+        "in guess, plain ahead of dr_grpo, with an interval above 0: more / all"
+    )
+    assert ahead_message(runs, ["guess"]).endswith(
+        "in guess ahead of dr_grpo, with an interval above 0: more / one / all"
+    )
+    assert ahead_message(runs, ["plain"], "more").endswith("in plain ahead of more, with an interval above 0: all")
     assert ahead_message(runs[runs["label"] != "all"], ["plain"], "more").endswith("above 0: nobody")
 
 
