@@ -43,7 +43,7 @@ TWICE = ("dr_grpo, two passes", "dagrpo, two passes")
 REFERENCES = {"masks": (SAME_RATE, "dagrpo_on", "random mask"), "own": ("dr_grpo", "dagrpo_on"),
               "anchors": TWICE[:1], "flawed": ("dr_grpo", "dagrpo"),
               "audit": ("sft", "dagrpo", "luffy", BOTH), "ratio": ("grpo, updates 1",),
-              "repeat": (again("dagrpo_on"),)}  # fmt: skip
+              "repeat": (again("dagrpo"),)}  # fmt: skip
 
 
 def more_than(share: float, column: str) -> Effect:
@@ -88,10 +88,11 @@ def questions() -> dict[str, list[Claim]]:
     for label in (OF_DR_GRPO, WITHOUT_STD):
         found["ratio"].append(asked("without a division", label, "positives, updates 1", *LENGTH))
     for measure in ((), OOD, LENGTH, ("entropy last", "nats")):
-        found["repeat"].append(asked("should A add up to 0?", "centred", REFERENCES["repeat"][0], *measure))
-    for other in (again("dagrpo"), again("sft"), HALF_SFT):
-        found["repeat"] += [asked("half of each?", HALVES, other), asked("likewise, OOD", HALVES, other, *OOD)]
-    found["repeat"].append(asked("DaGRPO beats SFT", again("dagrpo"), again("sft")))
+        found["repeat"].append(asked("should A add up to 0?", "centred", again("dagrpo_on"), *measure))
+    pairs = [(HALVES, other) for other in (again("dagrpo"), again("sft"), HALF_SFT)]
+    for one, other in (*pairs, (again("dagrpo"), again("sft"))):
+        for measure in ((), OOD, ("greedy", "accuracy, greedy")):
+            found["repeat"].append(asked("half of each, or both at once?", one, other, *measure))
     return found
 
 

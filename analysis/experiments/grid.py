@@ -33,8 +33,9 @@ What is asked, fixed before the first run of a world:
                 of grpo without the first. Is it the missing negatives, or one of the divisions?
     repeat      added last, in `guess`, 10 seeds: 75 steps of sft, then 75 of dr_grpo, which are as many updates as
                 DaGRPO has, and fewer generated tokens (2604.23747); and dagrpo_on with A centred again over the rows
-                that the mask keeps (2604.13088: should pushes add up to 0?). The starts were trained again for it, on
-                another machine, and differ from those above. So dagrpo_on, dagrpo and sft were run again, too
+                that the mask keeps (2604.13088: should pushes add up to 0?). The starts of seeds 1 to 9 were trained
+                again for it, on another machine, and differ from those above. So dagrpo_on, dagrpo and sft were run
+                again, too
 
 Rates and length follow a trial in `guess` (dr_grpo, seed 100, 400 problems): at 1e-4 and 3e-4 the reward stayed at a
 guesser's third, while at 3e-5 it still rose after 200 steps. So 150 steps are a budget, not an end.
@@ -147,7 +148,7 @@ def grid(world: str, rates: dict[str, str]) -> list[Job]:
 
 
 def again(method: str) -> str:
-    return f"{method}, again"
+    return f"{method} again"
 
 
 def best_rates(world: str, out: Path) -> dict[str, str]:

@@ -9,8 +9,10 @@ the weights. Only groups with right and wrong responses count. We measure the me
 
     derived, lucky    of right responses with steps, and of right responses without any
     wrong             of wrong responses
-    shared            of the tokens that all 8 share from the start; also the change of entropy there, and the sum of
-                      the pushes, with its correlation with the change of log-prob over questions
+    shared            of the tokens that all 8 share from the start; also the change of entropy there, and the size of
+                      the push, the sum of A (in grpo and gtpo of A * 64 / length, in gtpo also doubled). As pushes have
+                      both signs, the last columns are of the groups with a push: the change beyond dr_grpo's on the
+                      same group, times the push's sign
 
 and the net share of Eq. 5, |v+ + v-| / (|v+| + |v-|), of the exact gradients of right and wrong responses.
 
@@ -20,7 +22,8 @@ and the net share of Eq. 5, |v+ + v-| / (|v+| + |v-|), of the exact gradients of
     Eq. 8-9, random       dr_grpo with the mask, and with a random mask that keeps as many of each side
     Eq. 8-9, centred      the mask, and A centred again over the rows that it keeps
     soft                  dagrpo_soft
-    pairs, tokens, gradients, in results/one_update: three other masks, which left the code after commit 0e44634
+    pairs, tokens, gradients, in results/one_update/guess.csv: three other masks, which left the code after commit
+                          0e44634; these rows lack grpo and shared_entropy
 
     python -m analysis.experiments.one_update [--world guess] [--model RUN] [--csv FILE]
 """
@@ -30,6 +33,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -139,26 +143,34 @@ def changes(policy: Policy, problem: tasks.Problem, world: str) -> list[Change]:
     t = shared_tokens(rollouts)
     for variant, (advantages, keep) in variants(A, S).items():
         push, net = step(policy, rollouts, variant, advantages, keep, right)
-        moved, calmer = measure(policy, rollouts) - before  # (G, T) each
+        moved, entropy_change = measure(policy, rollouts) - before  # (G, T) each
         policy.model.load_state_dict(weights)
         sides = [moved[rows][rollouts.mask[rows]].mean().item() for rows in (right & ~bare, right & bare, ~right)]
         pushed = push[:, :t].sum(dim=0) * G * MAX_NEW_TOKENS  # (t,)
-        on_shared = [x.mean().item() for x in (moved[0, :t], calmer[0, :t], pushed)]  # NaN without shared tokens
+        on_shared = [
+            x.mean().item() for x in (moved[0, :t], entropy_change[0, :t], pushed)
+        ]  # NaN without shared tokens
         found.append(Change(world, variant, problem.question, keep.float().mean().item(), net, *sides, *on_shared))
     return found
 
 
 def table(rows: pd.DataFrame) -> str:
     """Markdown: means over questions with their 95 % intervals, in thousandths of a nat a token."""
-    lines = []
+    rows, lines = rows.set_index("question"), []
+    baseline = rows[rows["variant"] == "dr_grpo"]
     for variant, here in rows.groupby("variant", sort=False):
         cells = [signed_interval(t_interval(1000 * here[name]), digits=1) for name in SHOWN]
         means = [f"{here[name].mean():.2f}" for name in ("kept", "net")]
-        push = here["push"].abs().mean()
-        goes_with = f"{here['push'].corr(here['shared']):.2f}" if push > 1e-3 else ""
-        lines.append([variant, *means, *cells, f"{push:.2f}", goes_with])
-    heads = ["variant", "kept", "net share", *SHOWN, "size of the push on shared tokens", "its correlation with shared"]
+        with_push = [along_push(here, baseline, name) for name in ("shared", "shared_entropy")]
+        lines.append([variant, *means, *cells, f"{here['push'].abs().mean():.2f}", *with_push])
+    heads = ["variant", "kept", "net share", *SHOWN, "push", "groups: shared, along it", "groups: entropy, along it"]
     return markdown(heads, lines)
+
+
+def along_push(here: pd.DataFrame, baseline: pd.DataFrame, name: str) -> str:
+    """Of groups with a push on shared tokens: their number, and the change beyond the baseline's, times its sign."""
+    effect = (np.sign(here["push"]) * (here[name] - baseline[name]))[here["push"].abs() > 1e-3]
+    return f"{len(effect)}: {signed_interval(t_interval(1000 * effect), digits=1)}" if len(effect) > 1 else ""
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -56,7 +56,7 @@ def draw_line(ax: Axes, rows: pd.DataFrame, label: str, column: str, place: int)
     ax.fill_between(steps, mean - half, mean + half, color=look["color"], alpha=0.18, linewidth=0)
 
 
-def without_starts(rows: pd.DataFrame) -> pd.DataFrame:
+def within_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of seeds that all labels have; rewards without what the labels of a seed have in common at a step."""
     rows = rows[rows.groupby(["seed", "step"])["label"].transform("nunique") == rows["label"].nunique()]
     by_seed, at_step, own = (
@@ -76,7 +76,7 @@ def draw_worlds(curves: pd.DataFrame) -> Figure:
         title, labels, about = SHOWN[world]
         axes, here = row.subplots(1, 4), curves[(curves["world"] == world) & curves["label"].isin(labels)]
         for ax, column in zip(axes, ("reward", "response_length", about, "grad_norm"), strict=True):
-            rows = without_starts(here) if column == "reward" else here
+            rows = within_seeds(here) if column == "reward" else here
             for label in labels:
                 draw_line(ax, rows, label, column, look[label])
             ax.set(xlabel="step", title=UNITS[column])
@@ -134,7 +134,7 @@ def ahead_message(runs: pd.DataFrame, worlds: Iterable[str], baseline: str = "dr
     """The methods that in each of these worlds are ahead of the baseline on the levels that RL trains on, with an
     interval above 0; the farthest first."""
     found = {}
-    for label in set(runs["label"]) - {baseline}:
+    for label in (label for label in dict.fromkeys(runs["label"]) if label != baseline):
         gaps = [ahead(runs, world, label, baseline, "accuracy") for world in worlds]
         if all(mean - half > 0 for mean, half, _ in gaps):
             found[label] = sum(mean for mean, *_ in gaps)

@@ -288,7 +288,7 @@ def test_bands_of_the_reward_are_without_what_methods_of_a_seed_have_in_common()
     rows = pd.DataFrame(
         [(*of, 10, reward) for of, reward in rewards.items()], columns=["label", "seed", "step", "reward"]
     )
-    found = worlds.without_starts(rows)  # seed 0 has 0.2 in common, seed 1 0.7; both have 0.45
+    found = worlds.within_seeds(rows)  # seed 0 has 0.2 in common, seed 1 0.7; both have 0.45
     off = 0.05 * 2**0.5  # 0.35 and 0.25 around 0.3, 0.55 and 0.65 around 0.6; then Morey's correction for two methods
     assert found["reward"].tolist() == pytest.approx([0.3 + off, 0.6 - off, 0.3 - off, 0.6 + off])
     assert found.groupby("label")["reward"].mean().tolist() == pytest.approx([0.3, 0.6]), "as before, of seeds 0 and 1"
