@@ -3,6 +3,7 @@
 import math
 from copy import deepcopy
 
+import pandas as pd
 import pytest
 import torch
 
@@ -79,6 +80,21 @@ def test_pushes_on_shared_tokens_add_up_to_0_unless_rows_are_left_out(tiny):
         tiny.model.load_state_dict(weights)
         pushes = push.sum(dim=0) * 8 * one_update.MAX_NEW_TOKENS  # (T,)
         torch.testing.assert_close(pushes, torch.full_like(pushes, total), atol=1e-5, rtol=1e-5)
+
+
+def test_the_change_along_the_push_is_beyond_dr_grpos_and_of_groups_with_a_push():
+    shared = {"dr_grpo": (0.001, 0.002, 0.003), "x": (0.003, 0.001, 0.9)}
+    push = {"dr_grpo": (0.0, 0.0, 0.0), "x": (1.0, -2.0, 0.0)}  # along it: +0.002 and +0.001
+    rows = [
+        {"question": question, "variant": variant, "shared": shared[variant][i], "push": push[variant][i]}
+        for variant in shared
+        for i, question in enumerate("abc")
+    ]
+    rows = pd.DataFrame(rows).assign(
+        **dict.fromkeys(("kept", "net", "derived", "lucky", "wrong", "shared_entropy"), 0.0)
+    )
+    baseline, x = one_update.table(rows).splitlines()[2:]
+    assert baseline.endswith("| 0.00 |  |  |") and "| 1.00 | 2: +1.5 [" in x and x.endswith("| 2: +0.0 [+0.0, +0.0] |")
 
 
 def test_shared_tokens_are_those_of_all_rows_from_the_start(tiny):
