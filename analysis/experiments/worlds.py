@@ -138,7 +138,8 @@ def ahead_message(runs: pd.DataFrame, worlds: Iterable[str], baseline: str = "dr
         gaps = [ahead(runs, world, label, baseline, "accuracy") for world in worlds]
         if all(mean - half > 0 for mean, half, _ in gaps):
             found[label] = sum(mean for mean, *_ in gaps)
-    names = " / ".join(sorted(found, key=lambda label: -found[label]))  # labels have commas
+    best = [label.replace(" ", "\N{NO-BREAK SPACE}") for label in sorted(found, key=lambda label: -found[label])]
+    names = " / ".join(best)  # labels have commas
     where = ", ".join(worlds)
     return f"On trained levels in {where} ahead of {baseline}, with an interval above 0: {names or 'nobody'}"
 
@@ -192,7 +193,7 @@ def draw_map(runs: pd.DataFrame) -> Figure:
             found = [point for point in found if point[3] > 1]
             if found:
                 places, means, halves, _ = map(np.array, zip(*found, strict=True))
-                look = style(i, len(found)) | {"marker": "os"[i], "markevery": 1}
+                look = style(i, len(found)) | {"marker": "os"[i], "markevery": 1, "linestyle": ""}
                 ax.errorbar(
                     places + (i - 0.5) * 0.01 * (places.max() or 1), means, halves, capsize=3, label=label, **look
                 )
