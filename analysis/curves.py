@@ -110,11 +110,7 @@ def message(points: pd.DataFrame) -> str:
     if not lines:
         return "Training curves"
     fewest, most = ends["seeds"].min(), ends["seeds"].max()
-    seeds = (
-        "one seed each: no verdict"
-        if most == 1
-        else f"{count(fewest, 'seed')} {'each' if fewest == most else 'or more'}"
-    )
+    seeds = f"{count(fewest, 'seed')} {'each' if fewest == most else 'or more'}{': no verdict' if most == 1 else ''}"
     return "\n".join([*lines[:-1], f"{lines[-1]} ({seeds})"])
 
 

@@ -270,3 +270,10 @@ def test_a_string_is_scored_without_transformers():
     heavy = ("transformers", "rollout", "policy")
     assert loaded_by("scoring", *heavy) == set()
     assert loaded_by("rollout", *heavy) == set(heavy), "the question can be answered with yes"
+
+
+@pytest.mark.extra
+def test_the_notebooks_are_among_the_extra_tests():
+    chosen = ["-m", "extra", "--nbmake", "--collect-only", "tests/test_tasks.py", "lessons"]
+    found = subprocess.run([sys.executable, "-m", "pytest", *chosen], cwd=ROOT, capture_output=True, text=True).stdout
+    assert [path.name for path in sorted((ROOT / "lessons").glob("*.ipynb")) if path.name not in found] == []

@@ -260,8 +260,8 @@ def read(folder: Path) -> pd.DataFrame:
         fail(f"{folder} holds no run yet; python -m analysis.experiments.grid makes them")
     runs, c7 = runs[runs["stage"].isin(("pilot", "main", "controls"))].copy(), folder / "conflict_seeds.csv"
     found = c7_by_seed(read_points(SeedPoint, c7), BASELINE) if c7.exists() else {}
-    signal = 1 - runs.get("no_signal_groups mean", np.nan) / 16  # of 16 prompts; a bound with S as reward
-    runs[LEARNED] = signal * runs.get("kept_fraction mean", np.nan)
+    signal = 1 - runs["no_signal_groups mean"] / 16  # of 16 prompts; with S as the reward a bound
+    runs[LEARNED] = signal * runs["kept_fraction mean"]
     runs[C7] = runs["seed"].map(found).where((runs["label"] == BASELINE) & (runs["world"] == "guess")).astype(float)
     return runs
 

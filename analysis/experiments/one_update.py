@@ -68,7 +68,7 @@ class Change:
     wrong: float
     shared: float  # NaN: the group shares no token from the start
     shared_entropy: float  # nats
-    push: float  # mean over shared tokens of the sum of pushes, times G * MAX_NEW_TOKENS: without the divisor
+    push: float  # mean over shared tokens of the sum of pushes, times dr_grpo's divisor, G * MAX_NEW_TOKENS
 
 
 def variants(A: Tensor, S: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -147,9 +147,7 @@ def changes(policy: Policy, problem: tasks.Problem, world: str) -> list[Change]:
         policy.model.load_state_dict(weights)
         sides = [moved[rows][rollouts.mask[rows]].mean().item() for rows in (right & ~bare, right & bare, ~right)]
         pushed = push[:, :t].sum(dim=0) * G * MAX_NEW_TOKENS  # (t,)
-        on_shared = [
-            x.mean().item() for x in (moved[0, :t], entropy_change[0, :t], pushed)
-        ]  # NaN without shared tokens
+        on_shared = [x.mean().item() for x in (moved[0, :t], entropy_change[0, :t], pushed)]  # NaN: nothing is shared
         found.append(Change(world, variant, problem.question, keep.float().mean().item(), net, *sides, *on_shared))
     return found
 

@@ -134,14 +134,12 @@ def ahead_message(runs: pd.DataFrame, worlds: Iterable[str], baseline: str = "dr
     """The methods that in each of these worlds are ahead of the baseline on the levels that RL trains on, with an
     interval above 0; the farthest first."""
     found = {}
-    for label in (label for label in dict.fromkeys(runs["label"]) if label != baseline):
+    for label in dict.fromkeys(runs["label"]):
         gaps = [ahead(runs, world, label, baseline, "accuracy") for world in worlds]
-        if all(mean - half > 0 for mean, half, _ in gaps):
-            found[label] = sum(mean for mean, *_ in gaps)
-    best = [label.replace(" ", "\N{NO-BREAK SPACE}") for label in sorted(found, key=lambda label: -found[label])]
-    names = " / ".join(best)  # labels have commas
-    where = ", ".join(worlds)
-    return f"On trained levels in {where} ahead of {baseline}, with an interval above 0: {names or 'nobody'}"
+        if all(mean - half > 0 for mean, half, _ in gaps):  # never the baseline itself
+            found[label.replace(" ", "\N{NO-BREAK SPACE}")] = sum(mean for mean, *_ in gaps)
+    names = " / ".join(sorted(found, key=lambda label: -found[label])) or "nobody"  # labels have commas
+    return f"On trained levels in {', '.join(worlds)} ahead of {baseline}, with an interval above 0: {names}"
 
 
 # ---------------------------------------------------------------------------------------- when does masking pay?

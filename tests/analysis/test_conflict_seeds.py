@@ -70,9 +70,11 @@ def test_c7_is_minus_the_mean_correlation_of_training(tmp_path):
 
     write_rows(made(value), tmp_path / "conflict_seeds.csv")
     row = {"world": "guess", "stage": "main", "label": "dr_grpo", "method": "dr_grpo"}
+    row |= {"no_signal_groups mean": 4.0, "kept_fraction mean": 0.5}
     runs = pd.DataFrame([row | {"seed": seed, "accuracy": 0.5} for seed in range(10)])
     pd.concat([runs, runs.assign(world="plain")]).to_csv(tmp_path / "runs.csv", index=False)
     runs = claims.read(tmp_path)
+    assert runs[claims.LEARNED].tolist() == [0.375] * 20, "3 of 4 groups, half of their rows"
     (c7,) = (claim for claim in claims.CLAIMS if claim.name == "C7")
     found = claims.answer(c7, runs[runs["world"] == "guess"], "guess")
     assert found.seeds == 5 and found.mean == pytest.approx(0.2 + 0.1 / 3 + 0.02)

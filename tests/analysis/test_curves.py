@@ -175,9 +175,10 @@ def test_the_title_has_reward_and_length_at_the_end():
         for step in (-1, 0)
         if mean is not None
     ]
+    points.append(CurvePoint("entropy", "sft", 0, 0.1, 0.0, 0.2, 3, math.nan, 10))  # of another panel
     assert curves.message(pd.DataFrame(points)) == (
         "Reward at the end: dr_grpo 0.30, luffy +0.10, dagrpo -0.05\n"
-        "Response length at the end: dr_grpo 20.0, dagrpo +11.5, luffy +0.0 (one seed each: no verdict)"
+        "Response length at the end: dr_grpo 20.0, dagrpo +11.5, luffy +0.0 (1 seed each: no verdict)"
     )
     assert curves.message(pd.DataFrame(points[:0], columns=list(vars(points[0])))) == "Training curves"
 

@@ -68,6 +68,7 @@ def test_every_job_is_flags_that_train_takes_and_only_the_named_things_differ():
             steps = 75 if "75" in job.label else grid.STEPS
             assert (args.steps, args.batch_prompts, args.seed, args.world) == (steps, 16, job.seed, job.world)
             start = grid.start_of(job.world, job.seed)
+            assert not job.after or (("75" in job.after) == ("75" in job.label) and "/sft" in job.after)
             assert args.init_from == str(f"/root/{world}/{job.after}/seed{job.seed}" if job.after else start)
             assert ("validation" in evaluate) == job.is_sweep and job.world in evaluate
 

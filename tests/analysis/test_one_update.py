@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -70,16 +71,23 @@ def test_the_net_share_is_that_of_the_exact_gradients(tiny):
     assert one_update.step(tiny, rollouts, "dr_grpo", a, every, right)[1] == pytest.approx(wanted, rel=1e-4)
 
 
-def test_pushes_on_shared_tokens_add_up_to_0_unless_rows_are_left_out(tiny):
-    rollouts, right = sample_groups(tiny, [solve("1+2=", "1")], [1], 16), torch.arange(8) < 3
-    rollouts, weights = rollouts.select(torch.zeros(8, dtype=torch.long)), deepcopy(tiny.model.state_dict())
-    a, wanted = (right.float() - 3 / 8)[None], {"dr_grpo": 0.0, "grpo": 0.0, "positives alone": 3 * 5 / 8}
-    for variant, total in wanted.items():  # rows of one length: in grpo, too
-        keep = a > 0 if total else torch.ones(1, 8, dtype=torch.bool)
-        push, _ = one_update.step(tiny, rollouts, variant, a, keep, right)
-        tiny.model.load_state_dict(weights)
-        pushes = push.sum(dim=0) * 8 * one_update.MAX_NEW_TOKENS  # (T,)
-        torch.testing.assert_close(pushes, torch.full_like(pushes, total), atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize(
+    ("variant", "total"),
+    [("dr_grpo", 0.0), ("positives alone", 3 * 5 / 8), ("grpo", 64 * (3 * 5 / 8 / 2 - 5 * 3 / 8 / 4))],
+)
+def test_pushes_on_shared_tokens_add_up_to_0_unless_rows_or_their_weights_differ(tiny, variant, total):
+    """Three right rows of 2 tokens, five wrong ones of 4, which begin alike."""
+    rollouts, right = sample_groups(tiny, [solve("1+2=", "1")], [1], 4), torch.arange(8) < 3
+    rollouts = rollouts.select(torch.zeros(8, dtype=torch.long))
+    ends = torch.where(right, 2, 4)[:, None]  # (G, 1)
+    rollouts = replace(rollouts, tokens=rollouts.tokens[:, :1].expand(8, 4), mask=torch.arange(4) < ends)
+    rollouts = replace(rollouts, logp=one_update.measure(tiny, rollouts)[0])  # ratio 1
+    a, weights = (right.float() - 3 / 8)[None], deepcopy(tiny.model.state_dict())
+    keep = a > 0 if variant == "positives alone" else torch.ones(1, 8, dtype=torch.bool)
+    push, _ = one_update.step(tiny, rollouts, variant, a, keep, right)
+    tiny.model.load_state_dict(weights)
+    pushes = push[:, :2].sum(dim=0) * 8 * one_update.MAX_NEW_TOKENS  # (2,)
+    torch.testing.assert_close(pushes, torch.full_like(pushes, total), atol=1e-4, rtol=1e-5)
 
 
 def test_the_change_along_the_push_is_beyond_dr_grpos_and_of_groups_with_a_push():
